@@ -32,7 +32,8 @@ def visible_keys(attention_mask: Tensor, new_tokens: int) -> Tensor:
     """
     total = attention_mask.shape[1]
     keys = torch.arange(total, device=attention_mask.device)
-    causal = keys <= keys[total - new_tokens :].unsqueeze(-1)  # [s, p + s]
+    queries = torch.arange(new_tokens, device=attention_mask.device) + (total - new_tokens)
+    causal = keys <= queries.unsqueeze(-1)  # [s, p + s]
     return causal & (attention_mask != 0)[:, None, None, :]
 
 

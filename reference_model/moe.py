@@ -43,7 +43,10 @@ class MixtureOfExperts(nn.Module):
         """[b, s, d] -> ([b, s, d], routing of the b * s tokens)."""
         tokens = x.flatten(0, 1)
         routing = self.route(tokens)
-        return (self.mix(tokens, routing) + self.share(tokens)).view_as(x), routing
+        out = self.mix(tokens, routing)
+        for expert in self.shared_experts:
+            out = out + expert(tokens)
+        return out.view_as(x), routing
 
     def route(self, tokens: Tensor) -> Routing:
         """Choose experts for tokens [n, d]."""
@@ -61,7 +64,3 @@ class MixtureOfExperts(nn.Module):
             out = self.routed_experts[index](tokens[token]) * routing.weights[token, slot, None]
             mixed = mixed.index_add(0, token, out)
         return mixed
-
-    def share(self, tokens: Tensor) -> Tensor:
-        """Sum of the shared experts: [n, d] -> [n, d]."""
-        return sum((expert(tokens) for expert in self.shared_experts), torch.zeros_like(tokens))

@@ -105,11 +105,15 @@ class Halting(nn.Module):
         Returns:
             weight [b, s, 1], probability newly spent [b, s, 1], running bool [b, s, 1].
         """
-        p = torch.sigmoid(self.halt(hidden))
+        p = self.probability(hidden)
         running = (cumulative_p < self.threshold) & within_depth
         remainder = (1.0 - cumulative_p).clamp(min=0)
         weight = torch.where(cumulative_p + p >= self.threshold, remainder, p)
         return torch.where(running, weight, 0.0), torch.where(running, p, 0.0), running
+
+    def probability(self, hidden: Tensor) -> Tensor:
+        """Probability of halting here: [b, s, d] -> [b, s, 1]."""
+        return torch.sigmoid(self.halt(hidden))
 
 
 class RecurrentBlock(nn.Module):

@@ -1,0 +1,67 @@
+"""`mythos::SparseMoE`, grouped by expert: each expert runs once, on exactly the tokens sent to it.
+
+The (token, expert) pairs are sorted by expert (TopK), the tokens gathered in that order and split by
+the experts' counts. An expert without tokens gets a tensor of no rows, and a MatMul of no rows reads
+no weights: so one formulation serves the prompt (every expert at most once) and the single token
+(only its top-k), without a branch, and the weights stay two-dimensional constants that a runtime can
+pack.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mythos_export.passes.rewriting import Builder, Lowering, parameter
+
+__all__ = ["LowerMoEGrouped"]
+
+_EXPERTS = "recurrent.block.ffn.routed_experts"
+
+
+class LowerMoEGrouped(Lowering):
+    """Sort, split, one SwiGLU per expert, put back, weigh."""
+
+    op_type = "SparseMoE"
+
+    def __init__(self, *, experts: int, top_k: int, dim: int, expert_dim: int) -> None:
+        self.experts, self.top_k, self.dim, self.expert_dim = experts, top_k, dim, expert_dim
+
+    def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
+        tokens, chosen, weights = node.inputs  # [n, d], [n, k], [n, k]
+        pairs = build.op("Reshape", [chosen, build.ints(-1)])  # [n * k] expert of each pair
+        count = build.op("Shape", [pairs])
+        _, order = build.op("TopK", [pairs, count], outputs=2, axis=0, largest=0, sorted=1)
+        source = build.op("Div", [order, build.ints(self.top_k)])  # the token of each pair, by expert
+        by_expert = build.op("Gather", [tokens, source], axis=0)  # [n * k, d]
+        groups = self._split(build, by_expert, pairs)
+        done = [self._swiglu(build, rows, main, index) for index, rows in enumerate(groups)]
+        joined = build.op("Concat", done, axis=0) if len(done) > 1 else done[0]
+        restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
+        restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
+        weighed = build.op("Mul", [restored, build.op("Unsqueeze", [weights, build.ints(2)])])
+        return build.op("ReduceSum", [weighed, build.ints(1)], keepdims=0)
+
+    def _split(self, build: Builder, by_expert: ir.Value, pairs: ir.Value) -> list[ir.Value]:
+        if self.experts == 1:
+            return [by_expert]
+        hits = build.op("Equal", [build.op("Unsqueeze", [pairs, build.ints(1)]), build.ints(*range(self.experts))])
+        counts = build.op("ReduceSum", [build.op("Cast", [hits], to=ir.DataType.INT64), build.ints(0)], keepdims=0)
+        return build.op("Split", [by_expert, counts], outputs=self.experts, axis=0)
+
+    def _swiglu(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+        wide, narrow = [self.dim, self.expert_dim], [self.expert_dim, self.dim]
+        gate, up, down = (
+            parameter(main, f"{_EXPERTS}.{index}.{name}.weight.T", shape)
+            for name, shape in (("gate", wide), ("up", wide), ("down", narrow))
+        )
+        gated = build.op("MatMul", [rows, gate])
+        gated = build.op("Mul", [gated, build.op("Sigmoid", [gated])])
+        return build.op("MatMul", [build.op("Mul", [gated, build.op("MatMul", [rows, up])]), down])
+
+    @staticmethod
+    def _inverse(build: Builder, order: ir.Value, count: ir.Value) -> ir.Value:
+        """The permutation that undoes `order`."""
+        zero = build.op("Squeeze", [build.ints(0)])
+        one = build.op("Squeeze", [build.ints(1)])
+        positions = build.op("Range", [zero, build.op("Squeeze", [count]), one])
+        return build.op("ScatterElements", [order, order, positions], axis=0)

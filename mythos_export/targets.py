@@ -1,0 +1,49 @@
+"""What each target takes: one entry a target, its passes, precisions and session options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from mythos_export import passes
+from reference_model.config import MythosConfig
+
+__all__ = ["TARGETS", "Target"]
+
+Passes = list[ir.passes.InPlacePass]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A family of runtimes and the graph it wants."""
+
+    precisions: tuple[str, ...]
+    opset: int
+    lowerings: Callable[[MythosConfig], Passes]
+    session: Mapping[str, str] = field(default_factory=dict)  # ONNX Runtime session options
+
+
+def _portable(config: MythosConfig) -> Passes:
+    return [
+        passes.LowerNorm(),
+        _attention(config),
+        passes.LowerMoEGrouped(
+            experts=config.n_experts, top_k=config.n_experts_per_tok, dim=config.dim, expert_dim=config.expert_dim
+        ),
+        passes.TransposeWeights(),
+    ]
+
+
+def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
+    if config.attn_type == "mla":
+        return passes.LowerLatentAttention(
+            heads=config.n_heads, nope_dim=config.qk_nope_head_dim, v_dim=config.v_head_dim
+        )
+    return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
+
+
+TARGETS: dict[str, Target] = {
+    "portable": Target(precisions=("fp32", "fp16", "bf16"), opset=21, lowerings=_portable),
+}

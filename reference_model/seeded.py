@@ -1,0 +1,106 @@
+"""Random weights from a seed, made one tensor at a time, for any scale.
+
+Plain N(0, 0.02) weights make a model in which nothing happens: the router is indifferent and every token
+halts at the same loop, so a wrong graph passes every comparison. These are as random, but eventful: experts
+are chosen with clear and with narrow margins, tokens halt at many depths and some never, and hidden states
+stay of order 1 however deep the loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reference_model.config import MythosConfig
+from reference_model.parameters import parameter_shapes
+from reference_model.weight_source import CheckpointError
+
+__all__ = ["SeededWeights"]
+
+_LINEAR_GAIN = 0.5  # every other linear layer: its output is half the size of its (normalised) input
+_LOGIT_STD = 2.0  # of the vocabulary's logits; the head is the embedding and its input is normalised
+_ROUTER_STD = 1.5  # of the router's logits, before the bias
+_HALT_STD = 1.0  # of the halting logit, for hidden states of size 1
+
+
+class SeededWeights:
+    """A `WeightSource` of random fp32 weights.
+
+    Each tensor depends on the seed and its own name only, so that any one can be made alone, in any order.
+    The same numpy gives the same values; numpy does not promise that of every other version.
+    """
+
+    def __init__(self, config: MythosConfig, seed: int) -> None:
+        self.config: MythosConfig | None = config
+        self.seed = seed
+        self._shapes = parameter_shapes(config)
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors of the config."""
+        return frozenset(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        if name not in self._shapes:
+            raise CheckpointError(f"the config has no tensor {name!r}")
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Always fp32."""
+        return torch.float32
+
+    def read(self, name: str) -> Tensor:
+        """Make one tensor.
+
+        Raises:
+            CheckpointError: the config has no tensor of this name.
+        """
+        shape = self.shape(name)
+        mean, std = _distribution(name, shape)
+        values = self._generator(name).standard_normal(shape, dtype=np.float32)
+        values *= np.float32(std)
+        if mean:
+            values += np.float32(mean)
+        return torch.from_numpy(values)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and seed."""
+        return {"kind": "seed", "seed": self.seed}
+
+    def _generator(self, name: str) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "big")))
+
+
+def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of one tensor."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    width = shape[-1]
+    if name.endswith("norm.weight"):
+        return 1.0, 0.1
+    if name == "embed.weight":
+        return 0.0, _LOGIT_STD * width**-0.5
+    if name.endswith("router.weight"):
+        return 0.0, _ROUTER_STD * width**-0.5
+    if name == "recurrent.act.halt.weight":
+        return 0.0, _HALT_STD * width**-0.5
+    if name == "recurrent.lora.B":  # [rank, dim]: it is applied transposed
+        return 0.0, 0.2 * shape[0] ** -0.5
+    if name == "recurrent.lora.down.weight":
+        return 0.0, width**-0.5
+    return 0.0, _LINEAR_GAIN * width**-0.5
+
+
+_BY_NAME = {
+    "recurrent.block.ffn.router_bias": (0.0, 0.5),
+    "recurrent.lora.scale.weight": (0.0, 1.0),
+    "recurrent.injection.log_A": (0.0, 0.3),
+    "recurrent.injection.log_dt": (-0.5, 0.1),
+    "recurrent.injection.B": (0.1, 0.02),
+    "recurrent.act.halt.bias": (-2.0, 0.1),
+}
