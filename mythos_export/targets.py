@@ -22,6 +22,7 @@ class Target:
     precisions: tuple[str, ...]
     opset: int
     lowerings: Callable[[MythosConfig], Passes]
+    precision_passes: Callable[[str], Passes]
     session: Mapping[str, str] = field(default_factory=dict)  # ONNX Runtime session options
 
 
@@ -44,6 +45,17 @@ def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
     return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
 
 
+def _portable_precision(precision: str) -> Passes:
+    if precision == "fp32":
+        return []
+    if precision == "fp16":
+        return [passes.ReducePrecision(ir.DataType.FLOAT16, compute=ir.DataType.FLOAT16)]
+    # ONNX Runtime has no bf16 MatMul on a CPU: bf16 is how weights and cache are stored.
+    return [passes.ReducePrecision(ir.DataType.BFLOAT16, compute=ir.DataType.FLOAT)]
+
+
 TARGETS: dict[str, Target] = {
-    "portable": Target(precisions=("fp32", "fp16", "bf16"), opset=21, lowerings=_portable),
+    "portable": Target(
+        precisions=("fp32", "fp16", "bf16"), opset=21, lowerings=_portable, precision_passes=_portable_precision
+    ),
 }

@@ -4,13 +4,17 @@ from mythos_export.passes.lower_attention import LowerGroupedQueryAttention, Low
 from mythos_export.passes.lower_moe import LowerMoEGrouped
 from mythos_export.passes.lower_norm import LowerNorm
 from mythos_export.passes.tidy import Tidy
+from mythos_export.passes.reduce_precision import ReducePrecision
 from mythos_export.passes.transpose_weights import TransposeWeights
+from mythos_export.passes.unroll import Unroll
 
 __all__ = [
     "LowerGroupedQueryAttention",
     "LowerLatentAttention",
     "LowerMoEGrouped",
     "LowerNorm",
+    "ReducePrecision",
     "Tidy",
     "TransposeWeights",
+    "Unroll",
 ]

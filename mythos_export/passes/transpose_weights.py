@@ -12,7 +12,7 @@ from onnx_ir import convenience
 
 from mythos_export.passes.rewriting import Builder, PassDidNothing, parameter
 
-__all__ = ["TransposeWeights"]
+__all__ = ["TransposeWeights", "is_parameter"]
 
 
 class TransposeWeights(ir.passes.InPlacePass):
@@ -25,10 +25,10 @@ class TransposeWeights(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         main, changed = model.graph, 0
         for node in list(main.all_nodes()):
-            if node.op_type == "Transpose" and _is_parameter(node.inputs[0], main):
+            if node.op_type == "Transpose" and is_parameter(node.inputs[0], main):
                 self._fold(node, main)
                 changed += 1
-            elif node.op_type == "Gemm" and node.name != "head" and _is_parameter(node.inputs[1], main):
+            elif node.op_type == "Gemm" and node.name != "head" and is_parameter(node.inputs[1], main):
                 self._to_matmul(node, main)
                 changed += 1
         if not changed:
@@ -37,7 +37,7 @@ class TransposeWeights(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         for node in model.graph.all_nodes():
-            if node.op_type == "Transpose" and _is_parameter(node.inputs[0], model.graph):
+            if node.op_type == "Transpose" and is_parameter(node.inputs[0], model.graph):
                 raise ir.passes.PostconditionError(f"TransposeWeights: {node.name} still transposes a parameter")
 
     @staticmethod
@@ -57,7 +57,7 @@ class TransposeWeights(ir.passes.InPlacePass):
         convenience.replace_nodes_and_values(node.graph, node, [node], build.nodes, [node.outputs[0]], [out])
 
 
-def _is_parameter(value: ir.Value | None, main: ir.Graph) -> bool:
+def is_parameter(value: ir.Value | None, main: ir.Graph) -> bool:
     return value is not None and main.initializers.get(value.name) is value and value.const_value is None
 
 

@@ -1,0 +1,35 @@
+"""From a config to the graphs of a bundle, still without weights."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mythos_export import passes
+from mythos_export.assemble import assemble
+from mythos_export.loops import LoopsOption
+from mythos_export.targets import TARGETS
+from mythos_export.trace import trace_stages
+from reference_model.config import MythosConfig
+
+__all__ = ["build_graphs"]
+
+
+def build_graphs(
+    config: MythosConfig, *, target: str, precision: str, loops: LoopsOption, opset: int
+) -> dict[str, ir.Model]:
+    """The graphs of a bundle by file name: standard ops only, parameters without values.
+
+    Raises:
+        PassError, PassDidNothing: a rewrite did not do what it promises (a defect of ours).
+    """
+    model = assemble(trace_stages(config, opset=opset), config, opset=opset)
+    for rewrite in (*TARGETS[target].lowerings(config), *TARGETS[target].precision_passes(precision)):
+        rewrite(model)
+    graphs = {}
+    for file, depth in loops.graph_files().items():
+        graph = model.clone()
+        if depth is not None:
+            passes.Unroll(depth)(graph)
+        passes.Tidy()(graph)
+        graphs[file] = graph
+    return graphs

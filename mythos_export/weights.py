@@ -1,0 +1,124 @@
+"""Weights on their way from a checkpoint into a bundle: one tensor in memory at a time.
+
+A parameter of the graph is named after the checkpoint's tensor it comes from; a suffix says how it is
+laid out. The same names lead back, so the parity check can map a bundle's weights instead of
+reading the checkpoint a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir import external_data
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor
+
+from reference_model.checkpoint import CheckpointError, WeightSource
+from reference_model.config import MythosConfig
+
+__all__ = ["DATA_FILE", "bind", "parameters_of", "source_of", "write"]
+
+DATA_FILE = "model.onnx.data"
+_ALIGNMENT = 4096  # bytes; a page, so that every weight can be mapped on its own
+_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+
+Layout = Callable[[Tensor, MythosConfig], Tensor]
+
+
+def _plain(tensor: Tensor, config: MythosConfig) -> Tensor:
+    return tensor
+
+
+def _transposed(tensor: Tensor, config: MythosConfig) -> Tensor:
+    return tensor.T
+
+
+def _absorbed_key(kv_up: Tensor, config: MythosConfig) -> Tensor:
+    """[h * (nope + v), rank] -> [h, nope, rank]."""
+    return kv_up.unflatten(0, (config.n_heads, -1))[:, : config.qk_nope_head_dim]
+
+
+def _absorbed_value(kv_up: Tensor, config: MythosConfig) -> Tensor:
+    """[h * (nope + v), rank] -> [h, rank, v]."""
+    return kv_up.unflatten(0, (config.n_heads, -1))[:, config.qk_nope_head_dim :].transpose(1, 2)
+
+
+_LAYOUTS: dict[str, Layout] = {".T": _transposed, ".key": _absorbed_key, ".value": _absorbed_value}
+
+
+def source_of(parameter: str) -> tuple[str, Layout]:
+    """The checkpoint tensor a graph parameter is made from, and how."""
+    for suffix, layout in _LAYOUTS.items():
+        if parameter.endswith(suffix):
+            return parameter.removesuffix(suffix), layout
+    return parameter, _plain
+
+
+def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
+    """The parameters of graphs that share weights, by name."""
+    return {
+        name: value
+        for model in models
+        for name, value in model.graph.initializers.items()
+        if value.const_value is None
+    }
+
+
+def bind(parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig) -> list[ir.TensorProtocol]:
+    """A tensor for each parameter, read from the source only when it is written."""
+    return [_lazy(value, source, config) for value in parameters.values()]
+
+
+def _lazy(value: ir.Value, source: WeightSource, config: MythosConfig) -> ir.TensorProtocol:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    name, layout = source_of(value.name)
+    dtype, shape = value.dtype, value.shape
+
+    def read() -> ir.TensorProtocol:
+        tensor = _as_dtype(source.read(name), _DTYPES[dtype], name)
+        return TorchTensor(layout(tensor, config).contiguous(), name=value.name)
+
+    return ir.LazyTensor(read, dtype=dtype, shape=shape, name=value.name)
+
+
+def _as_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    _check_finite(tensor, name, "has NaN or infinite values; the checkpoint is damaged or its training diverged")
+    if tensor.dtype == dtype:
+        return tensor
+    converted = tensor.to(dtype)
+    if dtype == torch.float16:
+        _check_finite(converted, name, "has values beyond fp16's 65504; use --precision bf16 or fp32")
+    return converted
+
+
+def _check_finite(tensor: Tensor, name: str, complaint: str) -> None:
+    # The sum is finite for all but absurd weights, and needs no second tensor in memory.
+    if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+        raise CheckpointError(f"{name}: {complaint}")
+
+
+def write(
+    models: Iterable[ir.Model], tensors: list[ir.TensorProtocol], folder: Path, progress: Callable[[str, int], None]
+) -> None:
+    """Stream the tensors to the data file and point every graph's parameters at it.
+
+    Args:
+        progress: called with each tensor's name and bytes.
+    """
+
+    def done(tensor: ir.TensorProtocol, info: external_data.CallbackInfo) -> None:
+        progress(str(tensor.name), tensor.nbytes)
+
+    written = external_data.convert_tensors_to_external(tensors, folder, DATA_FILE, callback=done, alignment=_ALIGNMENT)
+    by_name = {tensor.name: tensor for tensor in written}
+    for model in models:
+        for name, value in model.graph.initializers.items():
+            if value.const_value is None:
+                value.const_value = by_name[name]
