@@ -1,4 +1,4 @@
-"""Three stage graphs become one, with the recurrent step as the body of a `Loop`.
+"""The stage graphs become one, with the recurrent step as the body of a `Loop`.
 
 The trip count is the deepest sequence's `n_loops`. What every depth shares (the encoded input, rope
 tables, mask, the past) is captured from the outer scope; the state `hidden`, `output` and
@@ -8,16 +8,17 @@ tables, mask, the past) is captured from the outer scope; the state `hidden`, `o
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir import convenience, tape
+from onnx_ir import convenience
 
 from mythos_export.bundle import TensorSpec
+from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME, Builder, parameter
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.trace import TracedStages
 from reference_model.config import MythosConfig
+from reference_model.layers import RMSNorm
 
-__all__ = ["LOOP_NAME", "assemble", "loop_body", "recurrent_loop"]
+__all__ = ["assemble"]
 
-LOOP_NAME = "recurrent"
 _IR_VERSION = 10
 _BODY_STATE = ("hidden", "output", "cumulative_p")
 
@@ -32,32 +33,18 @@ def assemble(stages: TracedStages, config: MythosConfig, *, opset: int) -> ir.Mo
     inputs = {spec.name: _value(spec) for spec in input_specs(parts)}
     graph = ir.Graph(list(inputs.values()), [], nodes=[], opset_imports={"": opset, "mythos": 1}, name="mythos")
 
-    names = [part.name for part in parts]
-    past = [inputs[f"past.{name}"] for name in names]
-    encoded, cos, sin, visible, *prelude_rows = _inline(
-        graph, stages.prelude, "prelude", [inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"], *past[:2]]
-    )
-    output, recurrent_rows, halting_depth = _loop(
-        graph, stages.step, encoded, [inputs["n_loops"], cos, sin, visible], past[2:4]
-    )
-    final, *coda_rows = _inline(graph, stages.coda, "coda", [output, cos, sin, visible, *past[4:]])
+    past = [inputs[f"past.{part.name}"] for part in parts]
+    tokens = [inputs[name] for name in ("input_ids", "attention_mask", "position_ids")]
+    embedded, *shared = _inline(graph, stages.embed, "embed", tokens)
+    encoded, prelude_rows = _layers(graph, stages.block, "prelude", config.prelude_layers, embedded, shared, past[:2])
+    output, recurrent_rows, halting_depth = _loop(graph, stages.step, encoded, [inputs["n_loops"], *shared], past[2:4])
+    final, coda_rows = _layers(graph, stages.block, "coda", config.coda_layers, output, shared, past[4:])
     logits = _head(graph, final, inputs["input_ids"], inputs["logits_to_keep"], config)
 
     results = [logits, *prelude_rows, *recurrent_rows, *coda_rows, halting_depth]
     for spec, value in zip(output_specs(config, parts, None), results):
-        graph.outputs.append(_named_output(graph, value, spec))
+        graph.outputs.append(_named_output(value, spec))
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="mythos-export")
-
-
-def recurrent_loop(graph: ir.Graph) -> ir.Node:
-    """The one `Loop` of an assembled graph."""
-    (loop,) = (node for node in graph if node.op_type == "Loop" and node.name == LOOP_NAME)
-    return loop
-
-
-def loop_body(graph: ir.Graph) -> ir.Graph:
-    """The body of the recurrent `Loop`."""
-    return recurrent_loop(graph).attributes["body"].as_graph()
 
 
 def _inline(graph: ir.Graph, stage: ir.Graph, name: str, arguments: list[ir.Value]) -> list[ir.Value]:
@@ -74,6 +61,48 @@ def _inline(graph: ir.Graph, stage: ir.Graph, name: str, arguments: list[ir.Valu
     return results
 
 
+def _layers(
+    graph: ir.Graph,
+    block: ir.Graph,
+    stage: str,
+    count: int,
+    x: ir.Value,
+    shared: list[ir.Value],
+    past: list[ir.Value],
+) -> tuple[ir.Value, list[ir.Value]]:
+    """Lay the dense block down `count` times; returns the outcome and the stacked new rows."""
+    build = Builder(stage)
+    stacked: list[list[ir.Value]] = [[], []]
+    for layer in range(count):
+        index = build.op("Constant", [], value=ir.tensor(layer, dtype=ir.DataType.INT64))
+        rows = [build.op("Gather", [part, index], axis=0) for part in past]
+        graph.extend(build.take())
+        x, *new = _inline(graph, _named_layer(block, f"{stage}.{layer}"), f"{stage}.{layer}", [x, *shared, *rows])
+        for stack, value in zip(stacked, new):
+            stack.append(build.op("Unsqueeze", [value, build.ints(0)]))
+    results = [_stack(build, stack, x, part) for stack, part in zip(stacked, past)]
+    graph.extend(build.take())
+    return x, results
+
+
+def _named_layer(block: ir.Graph, layer: str) -> ir.Graph:
+    """A copy of the block whose parameters are those of one layer."""
+    copy = block.clone()
+    for value in list(copy.initializers.values()):
+        if value.const_value is None:
+            value.name = f"{layer}.{str(value.name).removeprefix('block.')}"
+    return copy
+
+
+def _stack(build: Builder, rows: list[ir.Value], x: ir.Value, past: ir.Value) -> ir.Value:
+    """[b, s, ...] of each layer -> [layers, b, s, ...]; a stage without layers gives no rows of that shape."""
+    if rows:
+        return build.op("Concat", rows, axis=0)
+    batch_seq = build.op("Shape", [x], start=0, end=2)
+    row = build.op("Shape", [past], start=3)
+    return build.op("ConstantOfShape", [build.op("Concat", [build.ints(0), batch_seq, row], axis=0)])
+
+
 def _loop(
     graph: ir.Graph, body: ir.Graph, encoded: ir.Value, captured: list[ir.Value], past: list[ir.Value]
 ) -> tuple[ir.Value, list[ir.Value], ir.Value]:
@@ -86,17 +115,19 @@ def _loop(
     _move_initializers(body, graph, constants=False)
     _make_loop_signature(body, index, state)
 
-    build = tape.Tape(graph)
-    trips = build.op("ReduceMax", [captured[0]], {"keepdims": 0})
+    build = Builder("loop")
+    trips = build.op("ReduceMax", [captured[0]], keepdims=0)
     zeros = build.op("ConstantOfShape", [build.op("Shape", [encoded])])
-    loop = ir.Node(
-        "", "Loop", [trips, None, encoded, zeros, zeros], [ir.AttrGraph("body", body)], num_outputs=6, name=LOOP_NAME, graph=graph
-    )
-    _, output, _, first_rows, second_rows, running = loop.outputs
+    graph.extend(build.take())
+    carried = [trips, None, encoded, zeros, zeros]
+    loop = ir.Node("", "Loop", carried, [ir.AttrGraph("body", body)], num_outputs=6, name=LOOP_NAME, graph=graph)
     for value, name in zip(loop.outputs, ("hidden", "output", "cumulative_p", "first", "second", "running")):
         value.name = f"loop.{name}"
-    counted = build.op("Cast", [running], {"to": ir.DataType.INT64.value})
-    return output, [first_rows, second_rows], build.op("ReduceSum", [counted, _ints(graph, "loop.axis", [0])], {"keepdims": 0})
+    _, output, _, first_rows, second_rows, running = loop.outputs
+    counted = build.op("Cast", [running], to=ir.DataType.INT64)
+    depth = build.op("ReduceSum", [counted, build.ints(0)], keepdims=0)
+    graph.extend(build.take())
+    return output, [first_rows, second_rows], depth
 
 
 def _gather_depth(body: ir.Graph, index: ir.Value, rows: list[ir.Value], past: list[ir.Value]) -> None:
@@ -133,25 +164,26 @@ def _make_loop_signature(body: ir.Graph, index: ir.Value, state: list[ir.Value])
 
 def _head(graph: ir.Graph, final: ir.Value, input_ids: ir.Value, keep: ir.Value, config: MythosConfig) -> ir.Value:
     """Logits of the last `keep` positions (all, for 0), with the embedding as output weight."""
-    build = tape.Tape(graph)
-    zero, one = _ints(graph, "head.zero", [0]), _ints(graph, "head.one", [1])
-    seq = build.op("Shape", [input_ids], {"start": 1, "end": 2})
+    build = Builder("head")
+    zero, one = build.ints(0), build.ints(1)
+    seq = build.op("Shape", [input_ids], start=1, end=2)
     wanted = build.op("Reshape", [keep, one])
     start = build.op("Max", [build.op("Sub", [seq, wanted]), zero])
     start = build.op("Where", [build.op("Equal", [wanted, zero]), zero, start])
     kept = build.op("Slice", [final, start, seq, one, one])
-    flat = build.op("Reshape", [kept, _ints(graph, "head.flat", [-1, config.dim])])
-    logits = build.op("Gemm", [flat, graph.initializers["embed.weight"]], {"transB": 1}, name="head")
-    batch = build.op("Shape", [input_ids], {"start": 0, "end": 1})
+    kept = build.domain_op("RMSNorm", [kept, parameter(graph, "norm.weight", [config.dim])], epsilon=RMSNorm.eps)
+    flat = build.op("Reshape", [kept, build.ints(-1, config.dim)])
+    logits = build.op("Gemm", [flat, graph.initializers["embed.weight"]], transB=1)
+    logits.producer().name = HEAD_NAME
     length = build.op("Sub", [seq, start])
-    shape = build.op("Concat", [batch, length, _ints(graph, "head.vocab", [config.vocab_size])], {"axis": 0})
-    return build.op("Reshape", [logits, shape])
+    batch = build.op("Shape", [input_ids], start=0, end=1)
+    shape = build.op("Concat", [batch, length, build.ints(config.vocab_size)], axis=0)
+    result = build.op("Reshape", [logits, shape])
+    graph.extend(build.take())
+    return result
 
 
-def _named_output(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> ir.Value:
-    """Give a result its contract name, through an Identity where it is not free to be renamed."""
-    if value.producer() is None or value.is_graph_output():
-        value = tape.Tape(graph).op("Identity", [value])
+def _named_output(value: ir.Value, spec: TensorSpec) -> ir.Value:
     value.name = spec.name
     value.type, value.shape = ir.TensorType(_dtype(spec)), ir.Shape(spec.shape)
     return value
@@ -165,18 +197,11 @@ def _dtype(spec: TensorSpec) -> ir.DataType:
     return {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}[spec.dtype]
 
 
-def _ints(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
 def _prefix_names(stage: ir.Graph, name: str) -> None:
-    """Make a stage's value names unique in the whole, and drop the tracer's shapes.
+    """Make a stage's names unique in the whole, and drop the tracer's shapes.
 
     Each stage names its dynamic sizes after its own example inputs; in one graph they would clash.
-    Parameters keep upstream's names, and so do the values the contract or the parity check reads.
+    Parameters keep upstream's names.
     """
     for node in stage:
         node.name = f"{name}.{node.name}"
@@ -184,8 +209,7 @@ def _prefix_names(stage: ir.Graph, name: str) -> None:
         for value in node.outputs:
             value.shape = None
             value.metadata_props.clear()
-            if "." not in (value.name or "") or value.name.startswith(("new.", "val_")):
-                value.name = f"{name}.{value.name}"
+            value.name = f"{name}.{value.name}"
     for value in list(stage.initializers.values()):
         if value.const_value is not None:
             value.name = f"{name}.{value.name}"

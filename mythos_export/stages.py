@@ -1,6 +1,6 @@
 """The model cut into the three pieces that become graphs, shaped for export.
 
-prelude -> recurrent step -> coda. Each is a thin module over the reference model's own parts, so what
+The entry, one dense block, one recurrent step. Each is a thin module over the reference model's own parts, so what
 is traced is what the oracle computes. What targets formulate differently leaves the tracer as one
 node of our own domain (`domain_ops`): norms, attention over the cache, the sparse mixture of experts.
 
@@ -17,33 +17,46 @@ import torch
 from torch import Tensor, nn
 
 from reference_model.attention import GroupedQueryAttention, LatentAttention, Rows, visible_keys
-from reference_model.cache import part_names
 from reference_model.layers import RMSNorm, Rope, rope_at
 from reference_model.model import MythosModel
 from reference_model.moe import MixtureOfExperts, Routing
 from reference_model.recurrent import Halting, LoopState
 
-__all__ = ["DOMAIN", "CodaStage", "PreludeStage", "StepStage", "domain_ops"]
+__all__ = ["DOMAIN", "BlockStage", "EmbedStage", "StepStage", "domain_ops"]
 
 DOMAIN = "mythos"
 
 
-class PreludeStage(nn.Module):
-    """Tokens -> the encoded input, and what every later stage needs of positions and mask."""
+class EmbedStage(nn.Module):
+    """Tokens -> embeddings, and what every later stage needs of positions and mask."""
+
+    output_names = ("embedded", "rope.cos", "rope.sin", "visible")
 
     def __init__(self, model: MythosModel) -> None:
         super().__init__()
         self.model = model
-        self.output_names = ["encoded", "rope.cos", "rope.sin", "visible", *_new_names(model, "prelude")]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        """input_ids, position_ids [b, s], attention_mask [b, p + s]."""
+        rope = rope_at(position_ids, self.model.rope_frequencies())
+        return (self.model.embed(input_ids), *rope, visible_keys(attention_mask, input_ids.shape[1]))
+
+
+class BlockStage(nn.Module):
+    """One dense block; traced once and laid down for every layer of prelude and coda."""
+
+    output_names = ("out", "rows.first", "rows.second")
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, first: Tensor, second: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, first: Tensor, second: Tensor
     ) -> tuple[Tensor, ...]:
-        """input_ids [b, s], attention_mask [b, p + s], past parts [layers, b, p, ...]."""
-        rope = rope_at(position_ids, self.model.rope_frequencies())
-        visible = visible_keys(attention_mask, input_ids.shape[1])
-        x, rows = _run_blocks(self.model.prelude, self.model.embed(input_ids), rope, visible, (first, second))
-        return (x, *rope, visible, *rows)
+        """x [b, s, d]; `first`, `second`: the cache of this layer, [b, p, ...]."""
+        x, rows = self.block(x, (cos, sin), visible, (first, second))
+        return (x, *rows)
 
 
 class StepStage(nn.Module):
@@ -81,22 +94,6 @@ class StepStage(nn.Module):
             state, encoded, loop_index, n_loops, (cos, sin), visible, (first, second)
         )
         return (*after, *rows, trace.running, trace.act_weight, trace.routing.scores, trace.routing.experts)
-
-
-class CodaStage(nn.Module):
-    """The looped block's output -> normed hidden states, ready for the output head."""
-
-    def __init__(self, model: MythosModel) -> None:
-        super().__init__()
-        self.model = model
-        self.output_names = ["final", *_new_names(model, "coda")]
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, first: Tensor, second: Tensor
-    ) -> tuple[Tensor, ...]:
-        """x [b, s, d], past parts [layers, b, p, ...]."""
-        x, rows = _run_blocks(self.model.coda, x, (cos, sin), visible, (first, second))
-        return (self.model.norm(x), *rows)
 
 
 @contextlib.contextmanager
@@ -149,17 +146,3 @@ def _halting_probability(self: Halting, hidden: Tensor) -> Tensor:
 
 def _node(op: str, inputs: Sequence[Tensor], attributes: dict[str, float | int], *, like: Tensor, shape) -> Tensor:  # type: ignore[no-untyped-def]
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{op}", inputs, attrs=attributes, dtype=like.dtype, shape=shape)
-
-
-def _new_names(model: MythosModel, stage: str) -> list[str]:
-    return [f"new.{stage}.{part}" for part in part_names(model.config)]
-
-
-def _run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope, visible: Tensor, past: Rows) -> tuple[Tensor, Rows]:
-    rows = []
-    for layer, block in enumerate(blocks):
-        x, new = block(x, rope, visible, (past[0][layer], past[1][layer]))
-        rows.append(new)
-    if not rows:
-        return x, (past[0][:, :, :0], past[1][:, :, :0])
-    return x, (torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))

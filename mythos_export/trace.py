@@ -16,8 +16,9 @@ from onnxscript import optimizer
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
-from mythos_export.stages import CodaStage, PreludeStage, StepStage, domain_ops
-from reference_model.cache import Cache
+from mythos_export.stages import BlockStage, EmbedStage, StepStage, domain_ops
+from reference_model.block import DenseBlock
+from reference_model.cache import part_shapes
 from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
 
@@ -31,73 +32,67 @@ _DYN = Dim.DYNAMIC
 class TracedStages:
     """One ONNX graph per stage; parameters are initialisers without values, under upstream's names."""
 
-    prelude: ir.Graph
+    embed: ir.Graph
+    block: ir.Graph  # its parameters are called `block.<name>`
     step: ir.Graph
-    coda: ir.Graph
 
 
 def trace_stages(config: MythosConfig, *, opset: int) -> TracedStages:
     """Trace the stages of a model of this shape."""
     with _quiet(), FakeTensorMode(), domain_ops():
-        model = _shell(config).eval()
+        model = _shell(config)
         inputs = _Examples(config)
         return TracedStages(
-            _export(PreludeStage(model), inputs.prelude(), opset),
-            _export(StepStage(model), inputs.step(), opset),
-            _export(CodaStage(model), inputs.coda(), opset),
+            embed=_export(EmbedStage(model), inputs.embed(), opset),
+            block=_export(BlockStage(DenseBlock(config)), inputs.block(), opset),
+            step=_export(StepStage(model), inputs.step(), opset),
         )
 
 
 def _shell(config: MythosConfig) -> MythosModel:
-    """The model without its routed experts: they trace to one node, and 512 of them are slow to build."""
-    model = MythosModel(replace(config, n_experts=config.n_experts_per_tok))
-    moe, dim = model.recurrent.block.ffn, config.dim
-    moe.router = torch.nn.Linear(dim, config.n_experts, bias=False)
+    """The model without what the stages do not ask it for: dense layers, and hundreds of experts."""
+    model = MythosModel(replace(config, prelude_layers=0, coda_layers=0, n_experts=config.n_experts_per_tok))
+    moe = model.recurrent.block.ffn
+    moe.router = torch.nn.Linear(config.dim, config.n_experts, bias=False)
     moe.register_buffer("router_bias", torch.zeros(config.n_experts))
     return model
 
 
+Example = tuple[str, torch.Tensor, tuple[int, ...]]  # name, tensor, dynamic axes
+
+
 class _Examples:
-    """Example inputs of each stage, as (name, tensor, dynamic axes)."""
+    """Example inputs of each stage."""
 
     def __init__(self, config: MythosConfig) -> None:
         self.config = config
-        self.past = Cache.empty(config, batch=_BATCH, loops=1)
 
-    def prelude(self) -> list[tuple[str, torch.Tensor, tuple[int, ...]]]:
+    def embed(self) -> list[Example]:
         return [
             ("input_ids", _ints(_BATCH, _SEQ), (0, 1)),
             ("attention_mask", _ints(_BATCH, _PAST + _SEQ), (0, 1)),
             ("position_ids", _ints(_BATCH, _SEQ), (0, 1)),
-            *self._layers(self.past.prelude),
         ]
 
-    def step(self) -> list[tuple[str, torch.Tensor, tuple[int, ...]]]:
-        state = [(name, self._hidden(), (0, 1)) for name in ("hidden", "output", "cumulative_p", "encoded")]
-        depth = [(name, part[0].new_zeros(_BATCH, _PAST, *part.shape[3:]), (0, 1)) for name, part in self._named(self.past.recurrent)]
-        return [("loop_index", _ints(), ()), *state, ("n_loops", _ints(_BATCH), (0,)), *self._shared(), *depth]
+    def block(self) -> list[Example]:
+        return [self._hidden("x"), *self._shared(), *self._past()]
 
-    def coda(self) -> list[tuple[str, torch.Tensor, tuple[int, ...]]]:
-        return [("x", self._hidden(), (0, 1)), *self._shared(), *self._layers(self.past.coda)]
+    def step(self) -> list[Example]:
+        state = [self._hidden(name) for name in ("hidden", "output", "cumulative_p", "encoded")]
+        return [("loop_index", _ints(), ()), *state, ("n_loops", _ints(_BATCH), (0,)), *self._shared(), *self._past()]
 
-    def _shared(self) -> list[tuple[str, torch.Tensor, tuple[int, ...]]]:
+    def _hidden(self, name: str) -> Example:
+        return name, torch.zeros(_BATCH, _SEQ, self.config.dim), (0, 1)
+
+    def _shared(self) -> list[Example]:
         half = self.config.rope_dim // 2
         rope = [(name, torch.zeros(_BATCH, _SEQ, half), (0, 1)) for name in ("cos", "sin")]
         visible = torch.zeros(_BATCH, 1, _SEQ, _PAST + _SEQ, dtype=torch.bool)
         return [*rope, ("visible", visible, (0, 2, 3))]
 
-    def _layers(self, parts: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[str, torch.Tensor, tuple[int, ...]]]:
-        return [
-            (name, part.new_zeros(part.shape[0], _BATCH, _PAST, *part.shape[3:]), (1, 2))
-            for name, part in self._named(parts)
-        ]
-
-    def _hidden(self) -> torch.Tensor:
-        return torch.zeros(_BATCH, _SEQ, self.config.dim)
-
-    @staticmethod
-    def _named(parts: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-        return list(zip(("first", "second"), parts))
+    def _past(self) -> list[Example]:
+        rows = zip(("first", "second"), part_shapes(self.config))
+        return [(name, torch.zeros(_BATCH, _PAST, *row), (0, 1)) for name, row in rows]
 
 
 def _ints(*shape: int) -> torch.Tensor:
@@ -105,7 +100,7 @@ def _ints(*shape: int) -> torch.Tensor:
 
 
 def _export(
-    stage: torch.nn.Module, examples: list[tuple[str, torch.Tensor, tuple[int, ...]]], opset: int
+    stage: EmbedStage | BlockStage | StepStage, examples: list[Example], opset: int
 ) -> ir.Graph:
     program = torch.onnx.export(
         stage.eval(),
@@ -115,7 +110,7 @@ def _export(
         verbose=False,
         opset_version=opset,
         input_names=[name for name, _, _ in examples],
-        output_names=list(stage.output_names),  # type: ignore[arg-type]
+        output_names=list(stage.output_names),
         dynamic_shapes=tuple({axis: _DYN for axis in axes} for _, _, axes in examples),
     )
     assert program is not None

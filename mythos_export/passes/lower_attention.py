@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from mythos_export.passes.rewriting import Builder, Lowering, attribute, parameter
+from mythos_export.graph_parts import Builder, parameter
+from mythos_export.passes.rewriting import Lowering, attribute
 
 __all__ = ["LowerGroupedQueryAttention", "LowerLatentAttention"]
 

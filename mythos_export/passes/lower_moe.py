@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mythos_export.passes.rewriting import Builder, Lowering, parameter
+from mythos_export.graph_parts import Builder, parameter
+from mythos_export.passes.rewriting import Lowering
 
 __all__ = ["LowerMoEGrouped"]
 

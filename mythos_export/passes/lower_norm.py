@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mythos_export.passes.rewriting import Builder, Lowering, attribute
+from mythos_export.graph_parts import Builder
+from mythos_export.passes.rewriting import Lowering, attribute
 
 __all__ = ["LowerNorm"]
 

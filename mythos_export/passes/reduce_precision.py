@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.assemble import LOOP_NAME
-from mythos_export.passes.rewriting import Builder, PassDidNothing
-from mythos_export.passes.transpose_weights import is_parameter
+from mythos_export.graph_parts import LOOP_NAME, Builder, is_parameter
+from mythos_export.passes.rewriting import PassDidNothing
 
 __all__ = ["ReducePrecision"]
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.passes.rewriting import Builder, PassDidNothing, parameter
+from mythos_export.graph_parts import HEAD_NAME, Builder, is_parameter, parameter
+from mythos_export.passes.rewriting import PassDidNothing
 
-__all__ = ["TransposeWeights", "is_parameter"]
+__all__ = ["TransposeWeights"]
 
 
 class TransposeWeights(ir.passes.InPlacePass):
@@ -28,7 +29,7 @@ class TransposeWeights(ir.passes.InPlacePass):
             if node.op_type == "Transpose" and is_parameter(node.inputs[0], main):
                 self._fold(node, main)
                 changed += 1
-            elif node.op_type == "Gemm" and node.name != "head" and is_parameter(node.inputs[1], main):
+            elif node.op_type == "Gemm" and node.name != HEAD_NAME and is_parameter(node.inputs[1], main):
                 self._to_matmul(node, main)
                 changed += 1
         if not changed:
@@ -55,10 +56,6 @@ class TransposeWeights(ir.passes.InPlacePass):
         assert node.graph is not None
         out.type = node.outputs[0].type
         convenience.replace_nodes_and_values(node.graph, node, [node], build.nodes, [node.outputs[0]], [out])
-
-
-def is_parameter(value: ir.Value | None, main: ir.Graph) -> bool:
-    return value is not None and main.initializers.get(value.name) is value and value.const_value is None
 
 
 def _transposed(weight: ir.Value | None, main: ir.Graph) -> ir.Value:

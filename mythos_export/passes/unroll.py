@@ -8,8 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.assemble import recurrent_loop
-from mythos_export.passes.rewriting import Builder
+from mythos_export.graph_parts import Builder, recurrent_loop
 
 __all__ = ["Unroll"]
 
