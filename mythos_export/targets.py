@@ -23,6 +23,7 @@ class Target:
     opset: int
     lowerings: Callable[[MythosConfig], Passes]
     precision_passes: Callable[[str], Passes]
+    newest_opset: int = 24
     session: Mapping[str, str] = field(default_factory=dict)  # ONNX Runtime session options
 
 

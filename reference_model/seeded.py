@@ -22,9 +22,9 @@ from reference_model.weight_source import CheckpointError
 __all__ = ["SeededWeights"]
 
 _LINEAR_GAIN = 0.5  # every other linear layer: its output is half the size of its (normalised) input
-_LOGIT_STD = 2.0  # of the vocabulary's logits; the head is the embedding and its input is normalised
+_LOGIT_STD = 2.0  # of the vocabulary's logits
 _ROUTER_STD = 1.5  # of the router's logits, before the bias
-_HALT_STD = 1.0  # of the halting logit, for hidden states of size 1
+_HALT_STD = 0.5  # of the halting logit, for hidden states of size 1; after some loops they have size 2 to 4
 
 
 class SeededWeights:
@@ -81,10 +81,12 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if name in _BY_NAME:
         return _BY_NAME[name]
     width = shape[-1]
+    if name == "embed.weight":  # as large as what the loop makes of it, or all tokens become alike there
+        return 0.0, 1.0
+    if name == "norm.weight":  # of both signs: the head is the embedding, and would only say the last token again
+        return 0.0, _LOGIT_STD * width**-0.5
     if name.endswith("norm.weight"):
         return 1.0, 0.1
-    if name == "embed.weight":
-        return 0.0, _LOGIT_STD * width**-0.5
     if name.endswith("router.weight"):
         return 0.0, _ROUTER_STD * width**-0.5
     if name == "recurrent.act.halt.weight":

@@ -1,0 +1,191 @@
+"""The command line: options and words; what they do is elsewhere.
+
+Nothing heavy is imported here: `--help` must answer at once, and a device that only runs bundles has
+no torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from mythos_export import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mythos-export",
+    help="Export looped (recurrent-depth) language models to ONNX, proven equal to PyTorch at every loop count.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Where each kind of mistake a user can make is defined; only modules already loaded can have raised it.
+_USER_ERRORS = (
+    ("reference_model.config", "ConfigError"),
+    ("reference_model.weight_source", "CheckpointError"),
+    ("mythos_export.bundle", "BundleError"),
+    ("mythos_export.loops", "LoopsError"),
+    ("mythos_export.requests", "RequestError"),
+    ("engines.errors", "EngineError"),
+)
+_EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
+    "onnxruntime": "cpu",
+}
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mythos-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def export(
+    context: typer.Context,
+    scale: Annotated[Optional[str], typer.Option(help="A published scale: 1b 3b 10b 50b 100b 500b 1t.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights: .safetensors, a sharded index or its folder, or a torch.save file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights used without a checkpoint.")] = 0,
+    attn: Annotated[Optional[str], typer.Option(help="Attention, where the scale is to have the other: mla or gqa.")] = None,
+    loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
+    target: Annotated[str, typer.Option(help="portable: standard ONNX for any runtime.")] = "portable",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    opset: Annotated[Optional[int], typer.Option(help="ONNX opset, where the target's own will not do.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Folder to make; mythos-<scale>-<precision> by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the graph and say what it would take; no weights.")] = False,
+    validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Compare the bundle with PyTorch.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    json: JsonFlag = False,
+    version: Annotated[
+        Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
+) -> None:
+    """Export a model: mythos-export --scale 1b --loops dynamic"""
+    if context.invoked_subcommand is not None:
+        return
+    if len(sys.argv) < 2:
+        print(context.get_help())
+        raise typer.Exit
+    from mythos_export.commands import export as command
+
+    command.run(
+        command.Options(
+            scale=scale,
+            config=config,
+            checkpoint=checkpoint,
+            seed=seed,
+            attn=attn,
+            loops=loops,
+            target=target,
+            precision=precision,
+            opset=opset,
+            output=output,
+            dry_run=dry_run,
+            validate=validate,
+            force=force,
+            json=json,
+        )
+    )
+
+
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)]
+
+
+@app.command()
+def verify(
+    bundle: BundleArgument,
+    loops: Annotated[Optional[str], typer.Option(help="Loop counts to compare at, e.g. 1,2,4,8,16.")] = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, if it has moved.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Hash every file again and repeat the comparison with PyTorch."""
+    from mythos_export.commands import verify as command
+
+    command.run(bundle, loops=loops, checkpoint=checkpoint, json=json)
+
+
+@app.command()
+def generate(
+    bundle: BundleArgument,
+    prompt: Annotated[Optional[str], typer.Option(help="Text, through the bundle's tokenizer.")] = None,
+    tokens: Annotated[Optional[str], typer.Option(help="Token ids: 1,2,3.")] = None,
+    loops: Annotated[Optional[int], typer.Option(help="Depth; the model's own by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample within this share of the probability.")] = 1.0,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads of the runtime.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Generate tokens from a bundle; needs neither torch nor onnx."""
+    from mythos_export.commands import generate as command
+
+    command.run(
+        bundle,
+        prompt=prompt,
+        tokens=tokens,
+        loops=loops,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        threads=threads,
+        json=json,
+    )
+
+
+def main() -> NoReturn:
+    """Entry point: one line on stderr and exit code 2 for whatever the user can mend."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was kept")
+    except ModuleNotFoundError as error:
+        _fail(_missing(error))
+    except MemoryError:
+        _fail("out of memory; a smaller --scale, or --no-validate, needs less")
+    except Exception as error:
+        if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
+            _fail(usage())
+        if not isinstance(error, _user_errors()):
+            raise
+        _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in _USER_ERRORS if module in sys.modules)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").split(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        raise error
+    return f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,103 @@
+"""`mythos-export --scale ... --loops ...`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from mythos_export.bundle import Bundle
+from mythos_export.commands.output import print_json, size
+from mythos_export.loops import parse_loops
+from mythos_export.progress import Reporter
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user typed."""
+
+    scale: str | None
+    config: Path | None
+    checkpoint: Path | None
+    seed: int
+    attn: str | None
+    loops: str
+    target: str
+    precision: str
+    opset: int | None
+    output: Path | None
+    dry_run: bool
+    validate: bool
+    force: bool
+    json: bool
+
+
+def run(options: Options) -> None:
+    """Export, or say what an export would make."""
+    loops = parse_loops(options.loops)
+    report = Reporter(quiet=options.json)
+    from mythos_export.pipeline import ExportRequest, ParityFailed, export
+    from mythos_export.requests import check_target, default_name, find_tokenizer, resolve_model
+
+    opset = check_target(options.target, options.precision, options.opset)
+    name, config, source = resolve_model(
+        options.scale, options.config, options.checkpoint, options.attn, options.seed
+    )
+    name = default_name(name, options.attn, options.precision)
+    request = ExportRequest(
+        name=name,
+        config=config,
+        source=source,
+        output=options.output or Path(name),
+        target=options.target,
+        precision=options.precision,
+        loops=loops,
+        opset=opset,
+        tokenizer=find_tokenizer(options.checkpoint),
+        force=options.force,
+        command=("mythos-export", *sys.argv[1:]),
+    )
+    if options.checkpoint is None:
+        report.say(f"no --checkpoint: the weights are random (seed {options.seed})")
+    if options.dry_run:
+        _dry_run(request, report, options.json)
+        return
+    try:
+        bundle = export(request, report, _prover() if options.validate else None)
+    except ParityFailed as error:
+        print(f"failed: {error}; no bundle was kept", file=sys.stderr)
+        raise typer.Exit(1) from error
+    _say_done(bundle, report, options.json)
+
+
+def _prover():  # type: ignore[no-untyped-def]
+    from mythos_export.parity.run import prove
+
+    return prove
+
+
+def _dry_run(request, report: Reporter, json: bool) -> None:  # type: ignore[no-untyped-def]
+    from mythos_export.plan import plan_export
+
+    plan = plan_export(request, report)
+    if json:
+        print_json(plan.model_dump())
+        return
+    print(f"{plan.name}: {plan.parameters:,} parameters, {size(plan.weight_bytes)} of weights ({plan.precision})")
+    print(f"cache: {size(plan.cache_bytes_per_token)} a token and {size(plan.cache_bytes_per_token_and_loop)} a token and loop")
+    for file, ops in plan.graphs.items():
+        print(f"{file}: {sum(ops.values())} nodes, {ops.get('Loop', 0)} Loop")
+
+
+def _say_done(bundle: Bundle, report: Reporter, json: bool) -> None:
+    manifest = bundle.manifest
+    if json:
+        print_json({"bundle": str(bundle.path), **manifest.model_dump()})
+        return
+    report.say(f"spectral radius of the injection: {manifest.spectral_radius:.4f} (stable below 1)")
+    proof = "not validated" if manifest.parity is None else "equal to PyTorch"
+    print(f"{bundle.path}: {size(bundle.total_bytes)}, {manifest.precision}, loops {manifest.loops}, {proof}")

@@ -1,0 +1,186 @@
+"""The main job as one readable function: a checkpoint becomes a bundle that is proven equal to it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mythos_export import __version__, weights
+from mythos_export.bundle import Bundle, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry, staged
+from mythos_export.graphs import build_graphs
+from mythos_export.loops import LoopsOption
+from mythos_export.progress import Reporter
+from mythos_export.signature import cache_parts, input_specs, output_specs
+from mythos_export.targets import TARGETS
+from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
+from reference_model.config import MythosConfig
+
+__all__ = ["ExportRequest", "ParityFailed", "export", "spectral_radius"]
+
+_LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+_WORKING_MANIFEST = "manifest.json"
+
+Prove = Callable[[Bundle, WeightSource, MythosConfig, Reporter], ParitySummary]
+
+
+class ParityFailed(Exception):
+    """The exported model does not compute what the reference computes; the bundle was not kept."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export and how; everything is checked before it gets here."""
+
+    name: str
+    config: MythosConfig
+    source: WeightSource
+    output: Path
+    target: str = "portable"
+    precision: str = "fp32"
+    loops: LoopsOption = field(default_factory=lambda: LoopsOption(()))
+    opset: int = 21
+    tokenizer: Path | None = None
+    force: bool = False
+    command: tuple[str, ...] = ()
+
+
+def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bundle:
+    """Export a model.
+
+    Args:
+        prove: compares the finished bundle with PyTorch; None leaves it unproven.
+
+    Raises:
+        CheckpointError: the weights do not fit the config, or cannot be exported.
+        BundleError: the output cannot be written.
+        ParityFailed: the comparison failed; nothing is left behind.
+    """
+    check_fit(request.source, request.config)
+    radius = spectral_radius(request.source)
+    with staged(request.output, force=request.force) as folder:
+        with report.step("trace and rewrite the graph"):
+            graphs = build_graphs(
+                request.config,
+                target=request.target,
+                precision=request.precision,
+                loops=request.loops,
+                opset=request.opset,
+            )
+        parameters = weights.parameters_of(graphs.values())
+        _write_weights(request, graphs, parameters, folder, report)
+        _write_graphs(graphs, folder, report)
+        _write_small_files(request, folder)
+        manifest = _manifest(request, parameters, radius, _hash_files(folder, report))
+        _save(manifest, folder)
+        if prove is not None:
+            summary = prove(Bundle(folder, manifest), request.source, request.config, report)
+            files = manifest.files | {"parity.json": file_entry(folder / "parity.json")}
+            _save(manifest.model_copy(update={"parity": summary, "files": files}), folder)
+            if not summary.passed:
+                raise ParityFailed(f"parity failed: {summary.max_error_over_range:.3g} of the logit range, tolerance {summary.tolerance:.3g}")
+    return Bundle.open(request.output, check_hashes=False)
+
+
+def spectral_radius(source: WeightSource) -> float:
+    """Largest |A| of the injection (upstream: `LTIInjection.get_A`); the loop is stable below 1.
+
+    Raises:
+        CheckpointError: it is not below 1, or not a number.
+    """
+    log_a = source.read("recurrent.injection.log_A").float()
+    log_dt = source.read("recurrent.injection.log_dt").float()
+    radius = float((-(log_dt + log_a).clamp(-20, 20).exp()).exp().max())
+    if not radius < 1:
+        raise CheckpointError(f"spectral radius of the injection is {radius}; it must be below 1, or the loop diverges")
+    return radius
+
+
+def _write_weights(
+    request: ExportRequest, graphs: dict[str, ir.Model], parameters: dict[str, ir.Value], folder: Path, report: Reporter
+) -> None:
+    tensors = weights.bind(parameters, request.source, request.config)
+    with report.step("write weights", sum(tensor.nbytes for tensor in tensors)) as advance:
+        weights.write(graphs.values(), tensors, folder, lambda _, size: advance(size))
+
+
+def _write_graphs(graphs: dict[str, ir.Model], folder: Path, report: Reporter) -> None:
+    with report.step("write and check the graph"):
+        for file, model in graphs.items():
+            ir.save(model, folder / file)
+            onnx.checker.check_model(str(folder / file), full_check=True)
+
+
+def _write_small_files(request: ExportRequest, folder: Path) -> None:
+    (folder / "config.json").write_text(request.config.to_json(), encoding="utf-8")
+    if request.tokenizer is not None:
+        shutil.copyfile(request.tokenizer, folder / "tokenizer.json")
+
+
+def _hash_files(folder: Path, report: Reporter) -> dict[str, FileEntry]:
+    files = sorted(path for path in folder.iterdir() if path.name != _WORKING_MANIFEST)
+    with report.step("hash the bundle", sum(path.stat().st_size for path in files)) as advance:
+        return {path.name: file_entry(path, advance) for path in files}
+
+
+def _manifest(
+    request: ExportRequest, parameters: dict[str, ir.Value], radius: float, files: dict[str, FileEntry]
+) -> Manifest:
+    config = request.config
+    parts = cache_parts(config, request.precision)
+    return Manifest(
+        format_version=1,
+        name=request.name,
+        tool={"mythos-export": __version__, **_versions()},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=list(request.command),
+        source=request.source.describe(),
+        target=request.target,
+        precision=request.precision,
+        opset=request.opset,
+        loops=str(request.loops),
+        graphs=[GraphFile(file=file, loops=depth or "dynamic") for file, depth in request.loops.graph_files().items()],
+        inputs=input_specs(parts),
+        outputs=output_specs(config, parts, request.loops.deepest),
+        cache=parts,
+        limits=Limits(
+            vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, max_loop_iters=config.max_loop_iters
+        ),
+        parameters=count_parameters(parameters),
+        spectral_radius=radius,
+        session=dict(TARGETS[request.target].session),
+        files=files,
+    )
+
+
+def count_parameters(parameters: dict[str, ir.Value]) -> int:
+    """Numbers stored in the graph's parameters."""
+    return sum(_size(value) for value in parameters.values())
+
+
+def _size(value: ir.Value) -> int:
+    assert value.shape is not None
+    count = 1
+    for length in value.shape:
+        count *= int(length)
+    return count
+
+
+def _save(manifest: Manifest, folder: Path) -> None:
+    (folder / _WORKING_MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

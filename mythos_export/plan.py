@@ -1,0 +1,75 @@
+"""What an export would make, without making it: `--dry-run`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from pydantic import BaseModel
+
+from mythos_export.graphs import build_graphs
+from mythos_export.pipeline import ExportRequest, count_parameters
+from mythos_export.progress import Reporter
+from mythos_export.signature import cache_parts
+from mythos_export.weights import parameters_of
+
+__all__ = ["ExportPlan", "plan_export"]
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class ExportPlan(BaseModel):
+    """Sizes of a bundle that is not written."""
+
+    name: str
+    target: str
+    precision: str
+    loops: str
+    parameters: int
+    weight_bytes: int
+    cache_bytes_per_token: int  # at no depth: prelude and coda
+    cache_bytes_per_token_and_loop: int
+    graphs: dict[str, dict[str, int]]  # file -> op type -> count, nested graphs included
+
+
+def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
+    """Build the graphs and count; no weight is read."""
+    with report.step("trace and rewrite the graph"):
+        graphs = build_graphs(
+            request.config,
+            target=request.target,
+            precision=request.precision,
+            loops=request.loops,
+            opset=request.opset,
+        )
+    parameters = parameters_of(graphs.values())
+    fixed, per_loop = _cache_bytes(request)
+    return ExportPlan(
+        name=request.name,
+        target=request.target,
+        precision=request.precision,
+        loops=str(request.loops),
+        parameters=count_parameters(parameters),
+        weight_bytes=sum(_nbytes(value) for value in parameters.values()),
+        cache_bytes_per_token=fixed,
+        cache_bytes_per_token_and_loop=per_loop,
+        graphs={file: dict(Counter(node.op_type for node in model.graph.all_nodes())) for file, model in graphs.items()},
+    )
+
+
+def _nbytes(value: ir.Value) -> int:
+    assert value.dtype is not None
+    return count_parameters({"": value}) * value.dtype.itemsize  # type: ignore[return-value]
+
+
+def _cache_bytes(request: ExportRequest) -> tuple[int, int]:
+    fixed = per_loop = 0
+    for part in cache_parts(request.config, request.precision):
+        row = _BYTES[part.dtype]
+        for length in part.row:
+            row *= length
+        if part.depth == "loops":
+            per_loop += row
+        else:
+            fixed += row * part.depth
+    return fixed, per_loop

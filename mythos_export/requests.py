@@ -1,0 +1,105 @@
+"""From what the user typed to a checked export request."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mythos_export.targets import TARGETS
+from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint
+from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
+
+__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "resolve_model"]
+
+
+class RequestError(ValueError):
+    """Options that contradict each other or ask for what there is not."""
+
+
+def resolve_model(
+    scale: str | None, config_file: Path | None, checkpoint: Path | None, attn: str | None, seed: int
+) -> tuple[str, MythosConfig, WeightSource]:
+    """Which model: its name, its shape, its weights.
+
+    Raises:
+        RequestError: no model is named, or two are.
+        ConfigError, CheckpointError: the model's shape or weights are no good.
+    """
+    if scale is not None and config_file is not None:
+        raise RequestError("--scale and --config both name a model; give one")
+    if attn not in (None, "mla", "gqa"):
+        raise RequestError(f"--attn is {attn!r}; it must be mla or gqa")
+    if not 0 <= seed < 1 << 63:
+        raise RequestError(f"--seed is {seed}; it must lie in 0..2^63-1")
+    config = _named_config(scale, config_file)
+    source = open_checkpoint(checkpoint) if checkpoint is not None else None
+    config = _agree(config, source)
+    if attn is not None:
+        config = config.with_attention(attn)
+    name = scale or (config_file or checkpoint or Path("model")).stem
+    return _file_name(name), config, source or SeededWeights(config, seed)
+
+
+def _named_config(scale: str | None, config_file: Path | None) -> MythosConfig | None:
+    if scale is not None:
+        return config_for_scale(scale)
+    return MythosConfig.from_file(config_file) if config_file is not None else None
+
+
+def _agree(named: MythosConfig | None, source: WeightSource | None) -> MythosConfig:
+    own = source.config if source is not None else None
+    if named is None and own is None:
+        raise RequestError(f"which model? give --scale ({', '.join(SCALES)}) or --config FILE")
+    if named is None:
+        assert own is not None
+        return own
+    return named
+
+
+def check_target(target: str, precision: str, opset: int | None) -> int:
+    """The opset to use.
+
+    Raises:
+        RequestError: no such target, or it does not have that precision or opset.
+    """
+    if target not in TARGETS:
+        raise RequestError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    entry = TARGETS[target]
+    if precision not in entry.precisions:
+        raise RequestError(f"target {target} has no precision {precision!r}; it has: {', '.join(entry.precisions)}")
+    if opset is not None and not entry.opset <= opset <= entry.newest_opset:
+        raise RequestError(f"--opset is {opset}; target {target} takes {entry.opset}..{entry.newest_opset}")
+    return opset or entry.opset
+
+
+def default_name(model: str, attn: str | None, precision: str) -> str:
+    """Folder name of a bundle."""
+    return "-".join(filter(None, ("mythos", model, attn, precision)))
+
+
+def find_tokenizer(checkpoint: Path | None) -> Path | None:
+    """The `tokenizer.json` beside a checkpoint, if there is one.
+
+    Raises:
+        RequestError: it is there but cannot be read as one.
+    """
+    if checkpoint is None:
+        return None
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise RequestError(f"{file}: not a tokenizer ({' '.join(str(error).split())[:120]}); repair or remove it") from error
+    return file
+
+
+def _file_name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
+    if not name:
+        raise ConfigError(f"{text!r} gives no usable name; pass --output")
+    return name
