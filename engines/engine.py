@@ -45,8 +45,8 @@ class Engine(ABC):
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _load(self, file: GraphFile) -> Graph:
-        """Load one graph.
+    def load_graph(self, file: GraphFile) -> Graph:
+        """Load one graph of the bundle, whether or not a depth asks for it.
 
         Raises:
             EngineError: it cannot be loaded.
@@ -199,7 +199,7 @@ class Engine(ABC):
         file = self._pick(depths)
         with self._lock:
             if file.file not in self._graphs:
-                self._graphs[file.file] = self._load(file)
+                self._graphs[file.file] = self.load_graph(file)
             return self._graphs[file.file]
 
     def _pick(self, depths: NDArray[np.int64]) -> GraphFile:

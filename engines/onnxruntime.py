@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from engines.cache import BFLOAT16
 from engines.engine import Engine
 from engines.errors import EngineError, one_line
+from engines.generation import Graph
 from engines.prompts import check_count
 from mythos_export.bundle import Bundle, GraphFile
 
@@ -72,19 +74,38 @@ class OnnxRuntimeEngine(Engine):
         self._threads = None if threads is None else check_count("threads", threads)
         self._spinning = spinning
 
-    def _load(self, file: GraphFile) -> _OrtGraph:
+    def load_graph(self, file: GraphFile) -> Graph:
         path = self.bundle.file(file.file)
+        session = self._session(str(path), path, self._session_options())
+        self._check_signature(session, file)
+        return _OrtGraph(self._ort, session, file)
+
+    def load_model(self, content: bytes, file: GraphFile) -> Graph:
+        """A graph made from this bundle's `file` (with more outputs, say) over the bundle's own weights.
+
+        Raises:
+            EngineError: it cannot be loaded.
+        """
         options, disabled = self._session_options()
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
+        )
+        session = self._session(content, self.bundle.file(file.file), (options, disabled))
+        return _OrtGraph(self._ort, session, file)
+
+    def _session(
+        self, model: str | bytes, path: Path, options: tuple[onnxruntime.SessionOptions, list[str] | None]
+    ) -> onnxruntime.InferenceSession:
+        settings, disabled = options
         try:
             session = self._ort.InferenceSession(
-                str(path), options, providers=self._providers, disabled_optimizers=disabled
+                model, settings, providers=self._providers, disabled_optimizers=disabled
             )
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
         if self._providers[0] not in session.get_providers():
             raise EngineError(f"{self._providers[0]} could not start on this machine (driver or libraries missing?)")
-        self._check_signature(session, file)
-        return _OrtGraph(self._ort, session, file)
+        return session
 
     def _session_options(self) -> tuple[onnxruntime.SessionOptions, list[str] | None]:
         options = self._ort.SessionOptions()

@@ -19,7 +19,7 @@ from torch import Tensor
 from reference_model.checkpoint import CheckpointError, WeightSource
 from reference_model.config import MythosConfig
 
-__all__ = ["DATA_FILE", "bind", "parameters_of", "source_of", "write"]
+__all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "source_of", "write"]
 
 DATA_FILE = "model.onnx.data"
 _ALIGNMENT = 4096  # bytes; a page, so that every weight can be mapped on its own
@@ -76,14 +76,22 @@ def bind(parameters: dict[str, ir.Value], source: WeightSource, config: MythosCo
     return [_lazy(value, source, config) for value in parameters.values()]
 
 
+def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: MythosConfig) -> Tensor:
+    """What a parameter must hold, in its type and layout (a view where that takes no copy).
+
+    Raises:
+        CheckpointError: the checkpoint's tensor is not finite, or not in that type.
+    """
+    name, layout = source_of(parameter)
+    return layout(_as_dtype(source.read(name), dtype, name), config)
+
+
 def _lazy(value: ir.Value, source: WeightSource, config: MythosConfig) -> ir.TensorProtocol:
     assert value.name is not None and value.shape is not None and value.dtype is not None
-    name, layout = source_of(value.name)
     dtype, shape = value.dtype, value.shape
 
     def read() -> ir.TensorProtocol:
-        tensor = _as_dtype(source.read(name), _DTYPES[dtype], name)
-        return TorchTensor(layout(tensor, config).contiguous(), name=value.name)
+        return TorchTensor(expected(str(value.name), _DTYPES[dtype], source, config).contiguous(), name=value.name)
 
     return ir.LazyTensor(read, dtype=dtype, shape=shape, name=value.name)
 

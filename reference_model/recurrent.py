@@ -37,8 +37,9 @@ class StepTrace(NamedTuple):
     """What one loop did, for comparison with an exported graph."""
 
     hidden: Tensor  # [b, s, d] after the injection
-    act_weight: Tensor  # [b, s] share of this depth in the output
+    act_weight: Tensor  # [b, s, 1] share of this depth in the output
     running: Tensor  # [b, s] bool: the token had not halted, nor its sequence reached its depth
+    cumulative_p: Tensor  # [b, s] halting probability spent, this depth included
     routing: Routing
 
 
@@ -154,4 +155,5 @@ class RecurrentBlock(nn.Module):
         within_depth = (loop_index < n_loops)[:, None, None]
         weight, spent, running = self.act(hidden, state.cumulative_p[..., :1], within_depth)
         after = LoopState(hidden, state.output + weight * hidden, state.cumulative_p + spent)
-        return after, rows, StepTrace(hidden, weight.squeeze(-1), running.squeeze(-1), routing)
+        spent_so_far = after.cumulative_p[..., 0]
+        return after, rows, StepTrace(hidden, weight, running.squeeze(-1), spent_so_far, routing)

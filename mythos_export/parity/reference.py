@@ -1,0 +1,140 @@
+"""The reference's side: its weights, mapped and compared, and what it computes for a case."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from mythos_export.bundle import Bundle
+from mythos_export.parity.cases import Case
+from mythos_export.weights import expected, source_of
+from reference_model.cache import Cache
+from reference_model.checkpoint import WeightSource, load_model
+from reference_model.config import MythosConfig
+from reference_model.model import MythosModel
+from reference_model.recurrent import StepTrace
+
+__all__ = ["ReferenceRun", "WeightComparison", "compare_weights", "reference_model", "run_reference"]
+
+_MIN_MAPPED = 1 << 16  # numbers; smaller tensors are not worth a mapping
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What PyTorch computes for a case; arrays over the whole sequence, depth first where there is one."""
+
+    logits: NDArray[np.float32]  # [b, s, vocab]
+    halting_depth: NDArray[np.int64]  # [b, s]
+    hidden: NDArray[np.float32]  # [t, b, s, d]
+    act_weight: NDArray[np.float32]  # [t, b, s]
+    cumulative_p: NDArray[np.float32]  # [t, b, s]
+    router_scores: NDArray[np.float32]  # [t, b, s, experts]
+    experts: NDArray[np.int64]  # [t, b, s, k]
+    act_threshold: float
+
+
+@dataclass(frozen=True)
+class WeightComparison:
+    """A bundle's parameters held against the checkpoint's."""
+
+    compared: int
+    differing: list[str]
+    mapped: dict[str, torch.Tensor]  # by the checkpoint's names: equal to its tensors, in the bundle's memory
+
+
+def compare_weights(
+    bundle: Bundle, source: WeightSource, config: MythosConfig, progress: Callable[[int], None]
+) -> WeightComparison:
+    """Hold every parameter of the bundle against the checkpoint's, bit for bit.
+
+    fp32 tensors that are equal are handed on mapped, so the reference need not hold a second copy.
+    """
+    stored_parameters = _stored_parameters(bundle)
+    differing: list[str] = []
+    mapped: dict[str, torch.Tensor] = {}
+    for name, stored in stored_parameters.items():
+        tensor = _as_torch(stored)
+        if not torch.equal(tensor, expected(name, tensor.dtype, source, config)):
+            differing.append(name)
+        elif tensor.dtype == torch.float32 and tensor.numel() >= _MIN_MAPPED and not name.endswith((".key", ".value")):
+            mapped[source_of(name)[0]] = tensor.T if name.endswith(".T") else tensor
+        progress(stored.nbytes)
+    return WeightComparison(len(stored_parameters), differing, mapped)
+
+
+def _stored_parameters(bundle: Bundle) -> dict[str, ir.ExternalTensor]:
+    model = ir.load(bundle.file(bundle.manifest.graphs[0].file))
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+
+
+def _as_torch(stored: ir.ExternalTensor) -> torch.Tensor:
+    array = stored.numpy()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mapping is read-only, and nobody writes to it
+        return torch.from_numpy(array)
+
+
+def reference_model(source: WeightSource, config: MythosConfig, mapped: dict[str, torch.Tensor]) -> MythosModel:
+    """The reference with its own weights, taken from the mapping where that holds the same values."""
+    return load_model(_Overlay(source, mapped), config).eval()
+
+
+class _Overlay:
+    """A source that hands out the mapped tensor where there is one."""
+
+    def __init__(self, source: WeightSource, mapped: dict[str, torch.Tensor]) -> None:
+        self._source, self._mapped = source, mapped
+        self.config = source.config
+        self.names, self.shape, self.describe = source.names, source.shape, source.describe
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._mapped[name] if name in self._mapped else self._source.read(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self._mapped else self._source.dtype(name)
+
+
+@torch.inference_mode()
+def run_reference(model: MythosModel, case: Case) -> ReferenceRun:
+    """Feed a case to PyTorch."""
+    ids, mask = torch.from_numpy(case.ids), torch.from_numpy(case.mask)
+    depths = torch.tensor(case.loops)
+    cache: Cache | None = None
+    outputs, done = [], 0
+    for length in case.chunks:
+        until = done + length
+        out = model(ids[:, done:until], depths, attention_mask=mask[:, :until], cache=cache)
+        cache = cache.append(out.rows) if cache is not None else out.rows
+        outputs.append(out)
+        done = until
+
+    batch = len(case.loops)
+    traces = [out.trace for out in outputs]
+    return ReferenceRun(
+        logits=torch.cat([out.logits for out in outputs], dim=1).numpy(),
+        halting_depth=torch.cat([out.halting_depth for out in outputs], dim=1).numpy(),
+        hidden=_joined(traces, lambda step: step.hidden),
+        act_weight=_joined(traces, lambda step: step.act_weight.squeeze(-1)),
+        cumulative_p=_joined(traces, lambda step: step.cumulative_p),
+        router_scores=_joined(traces, lambda step: step.routing.scores.unflatten(0, (batch, -1))),
+        experts=_joined(traces, lambda step: step.routing.experts.unflatten(0, (batch, -1))),
+        act_threshold=model.config.act_threshold,
+    )
+
+
+def _joined(traces: list[tuple[StepTrace, ...]], pick: Callable[[StepTrace], torch.Tensor]) -> NDArray[Any]:
+    """One quantity over all depths and calls: [t, b, s, ...]."""
+    return torch.cat([torch.stack([pick(step) for step in trace]) for trace in traces], dim=2).numpy()

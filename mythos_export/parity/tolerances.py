@@ -1,0 +1,29 @@
+"""What counts as equal, per precision; stated here, in `parity.json`, and nowhere else.
+
+Errors are shares of the range (max - min) of the reference's values. Router and halting margins say
+how near a tie must be for a flip to be rounding: a flip by more is a failure.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["TOLERANCES", "Tolerance"]
+
+
+class Tolerance(BaseModel):
+    """Bounds of one precision."""
+
+    model_config = ConfigDict(frozen=True)
+
+    logits: float  # max absolute logit error over the logit range
+    hidden: float  # the same, for the hidden state at each depth
+    near_tie: float  # margin below which a router or halting decision may flip
+    top1_margin: float  # top-1 margin over the logit range below which another token is a near-tie
+
+
+TOLERANCES = {
+    "fp32": Tolerance(logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
+    "fp16": Tolerance(logits=1e-2, hidden=1e-2, near_tie=2e-2, top1_margin=2e-2),
+    "bf16": Tolerance(logits=5e-2, hidden=5e-2, near_tie=1e-1, top1_margin=1e-1),
+}
