@@ -134,9 +134,10 @@ class RunningBatch:
     def _take(self, tokens: NDArray[Any]) -> None:
         if tokens.shape != self._lengths.shape or tokens.dtype.kind not in "iu":
             raise EngineError(f"a step takes {len(self._lengths)} integers, one token per sequence")
-        low, high, vocab = int(tokens.min()), int(tokens.max()), self._limits.vocab_size
-        if low < 0 or high >= vocab:
-            raise EngineError(f"token id {low if low < 0 else high} is outside the vocabulary 0..{vocab - 1}")
+        vocab = self._limits.vocab_size
+        for token in tokens.tolist():
+            if not 0 <= token < vocab:
+                raise EngineError(f"token id {token} is outside the vocabulary 0..{vocab - 1}")
         self._tokens[:, 0] = tokens
 
     def _lower_loops(self, loops: NDArray[np.int64]) -> None:

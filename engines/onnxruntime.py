@@ -75,6 +75,11 @@ class OnnxRuntimeEngine(Engine):
         self._spinning = spinning
 
     def load_graph(self, file: GraphFile) -> Graph:
+        """Create a session for one graph.
+
+        Raises:
+            EngineError: it cannot be loaded, or is not what the manifest says.
+        """
         path = self.bundle.file(file.file)
         session = self._session(str(path), path, self._session_options())
         self._check_signature(session, file)
@@ -152,7 +157,7 @@ class _OrtGraph:
         try:
             if self._bfloat16:
                 return self._run_values(inputs, outputs)
-            return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+            return self._session.run(outputs, inputs)
         except Exception as error:  # as above
             raise EngineError(f"{self._name}: ONNX Runtime failed: {one_line(error)}") from error
 

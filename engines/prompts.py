@@ -90,7 +90,7 @@ def check_count(name: str, value: object, low: int = 1) -> int:
     """
     if not _is_integer(value) or value < low:  # type: ignore[operator]
         raise EngineError(f"{name} is {value!r}; it must be an integer of at least {low}")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)  # type: ignore[call-overload]
 
 
 def _rows(ids: Any) -> tuple[list[list[Any]], bool]:

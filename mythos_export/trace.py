@@ -6,6 +6,7 @@ a small one. What comes out has initialisers with names and shapes but no values
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from dataclasses import dataclass, replace
@@ -38,7 +39,13 @@ class TracedStages:
 
 
 def trace_stages(config: MythosConfig, *, opset: int) -> TracedStages:
-    """Trace the stages of a model of this shape."""
+    """Trace the stages of a model of this shape; the caller may take the graphs apart."""
+    traced = _trace(config, opset)
+    return TracedStages(embed=traced.embed.clone(), block=traced.block.clone(), step=traced.step.clone())
+
+
+@functools.lru_cache(maxsize=4)  # another precision or depth of the same model is another look at the same trace
+def _trace(config: MythosConfig, opset: int) -> TracedStages:
     with _quiet(), FakeTensorMode(), domain_ops():
         model = _shell(config)
         inputs = _Examples(config)

@@ -87,7 +87,8 @@ def check_fit(source: WeightSource, config: MythosConfig) -> None:
         ),
     ]
     if any(problems):
-        raise CheckpointError(f"the weights do not fit the config: {'; '.join(filter(None, problems))}{_advice(found, config)}")
+        listing = "; ".join(filter(None, problems))
+        raise CheckpointError(f"the weights do not fit the config: {listing}{_advice(found, config)}")
 
 
 def load_model(source: WeightSource, config: MythosConfig) -> MythosModel:
@@ -107,8 +108,9 @@ def load_model(source: WeightSource, config: MythosConfig) -> MythosModel:
 def _index_in(directory: Path) -> Path:
     indices = sorted(directory.glob(f"*{INDEX_SUFFIX}"))
     if len(indices) != 1:
-        found = "no" if not indices else f"{len(indices)}"
-        raise CheckpointError(f"{directory}: a directory with {found} *{INDEX_SUFFIX} files where one is needed; name the file")
+        raise CheckpointError(
+            f"{directory}: a directory with {len(indices)} *{INDEX_SUFFIX} files, not one; name the file"
+        )
     return indices[0]
 
 

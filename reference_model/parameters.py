@@ -73,4 +73,8 @@ def _mixture(block: str, config: MythosConfig) -> dict[str, Shape]:
 
 
 def _swiglu(block: str, dim: int, hidden: int) -> dict[str, Shape]:
-    return {f"{block}.gate.weight": (hidden, dim), f"{block}.up.weight": (hidden, dim), f"{block}.down.weight": (dim, hidden)}
+    return {
+        f"{block}.gate.weight": (hidden, dim),
+        f"{block}.up.weight": (hidden, dim),
+        f"{block}.down.weight": (dim, hidden),
+    }

@@ -99,7 +99,8 @@ def _state_dict(path: Path, saved: dict[Any, Any]) -> dict[str, Tensor]:
     state = saved["model"] if isinstance(saved.get("model"), dict) else saved
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {str(key)[:80]!r} is a {type(value).__name__}, not a tensor; {_RESAVE}")
+            what = repr(key[:80]) if isinstance(key, str) else f"a key of type {type(key).__name__}"
+            raise CheckpointError(f"{path}: {what} stands for a {type(value).__name__}, not a tensor; {_RESAVE}")
     if not state:
         raise CheckpointError(f"{path}: holds no tensors; {_RESAVE}")
     return state
@@ -121,7 +122,8 @@ def _config(path: Path, saved: dict[Any, Any]) -> MythosConfig | None:
     except ConfigError as error:
         raise CheckpointError(f"{path}: cfg is not a valid config: {error}") from error
     if vocab_size is not None and (type(vocab_size) is not int or vocab_size != config.vocab_size):
-        raise CheckpointError(f"{path}: vocab_size is {vocab_size!r:.40} but cfg says {config.vocab_size}; one of them is wrong")
+        found = vocab_size if type(vocab_size) is int else f"a {type(vocab_size).__name__}"
+        raise CheckpointError(f"{path}: vocab_size is {found} but cfg says {config.vocab_size}; one of them is wrong")
     return config
 
 
@@ -168,7 +170,7 @@ def _refuse_globals(path: Path, stream: IO[bytes]) -> None:
 
 
 def _refuse(path: Path, found: str) -> None:
-    raise CheckpointError(f"{path}: its pickle carries {found[:100]!r}, which is not weights; nothing was run; {_RESAVE}")
+    raise CheckpointError(f"{path}: its pickle carries {found[:100]}, which is not weights; it was not run; {_RESAVE}")
 
 
 def _global_name(module: str, name: str = "") -> str:
@@ -182,5 +184,5 @@ def _allowed(found: str) -> bool:
     if found in _ALLOWED:
         return True
     module, _, name = found.rpartition(".")
-    is_storage = name.endswith("Storage") and name.isalpha()
+    is_storage = name.endswith("Storage") and name.isalnum()
     return module == "torch" and (is_storage or isinstance(getattr(torch, name, None), torch.dtype))

@@ -128,7 +128,7 @@ def _distinct(index: Path, weight_map: dict[str, object]) -> set[str]:
 def _shard_file(index: Path, name: str) -> Path:
     plain = name not in ("", ".", "..") and not any(character in name for character in "/\\\0:")
     if not plain:
-        raise CheckpointError(f"{index}: shard {name[:80]!r} is not a plain file name; shards must lie beside the index")
+        raise CheckpointError(f"{index}: shard {name[:80]!r} is not a plain file name; shards lie beside the index")
     file = index.with_name(name)
     with reading(file):
         if not file.is_file():

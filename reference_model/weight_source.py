@@ -131,7 +131,7 @@ class StoredWeights(ABC):
     def describe(self) -> dict[str, Any]:
         """Kind, path, format and sha256.
 
-        The sha256 of several files is that of the lines "<file name> <sha256 of the file>\\n" sorted by name.
+        The sha256 of several files is that of the lines `<file name> <sha256 of the file>`, sorted by name.
         """
         return {"kind": "checkpoint", "path": str(self.path), "sha256": self._sha256, "format": self.format}
 

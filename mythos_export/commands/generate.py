@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,7 @@ def run(
         generated = list(stream)
         print_json(_result(engine, prompt, ids, generated, time.perf_counter() - started))
         return
-    if prompt is None:
-        _print_stream(str(token) for token in stream)
-    else:
-        _print_stream(_pieces(engine, stream))
+    _print(_pieces(engine, stream) if prompt is not None else (f"{token} " for token in stream))
 
 
 def _prompt_ids(engine: engines.Engine, prompt: str | None, tokens: str | None) -> list[int]:
@@ -44,24 +41,17 @@ def _prompt_ids(engine: engines.Engine, prompt: str | None, tokens: str | None) 
         raise EngineError(f"--tokens is {tokens!r}; give ids such as 1,2,3") from None
 
 
-def _pieces(engine: engines.Engine, stream: Any) -> Any:
-    """Text as it grows: decoding token by token would lose what spans two of them."""
-    done, said = [], ""
+def _pieces(engine: engines.Engine, stream: Iterator[int]) -> Iterator[str]:
+    text = engine.tokenizer.stream()
     for token in stream:
-        done.append(token)
-        text = engine.tokenizer.decode(done)
-        yield text[len(said) :]
-        said = text
+        yield text.push(token)
+    yield text.finish()
 
 
-def _print_stream(pieces: Any) -> None:
-    first = True
+def _print(pieces: Iterator[str]) -> None:
     for piece in pieces:
-        separator = "" if first or not piece.isdigit() else " "
-        sys.stdout.write(separator + piece)
-        sys.stdout.flush()
-        first = False
-    sys.stdout.write("\n")
+        print(piece, end="", flush=True)
+    print()
 
 
 def _result(

@@ -44,7 +44,7 @@ def run_graph(graph: Graph, parts: list[CachePart], case: Case) -> ExportedRun:
         EngineError: the runtime failed.
     """
     run, seen = _feed(graph, parts, case)
-    return replace(run, inside=_inside(seen, len(case.loops)) if seen else None)
+    return replace(run, inside=_inside(seen, len(case.loops)) if seen and run.depths_cached else None)
 
 
 def _inside(seen: list[dict[str, NDArray[Any]]], batch: int) -> Inside:

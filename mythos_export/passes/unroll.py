@@ -31,11 +31,12 @@ class Unroll(ir.passes.InPlacePass):
                 scan.append(value)
         build = Builder("unrolled")
         results = [*state, *(self._stack(build, scan) for scan in scans)]
+        graph.insert_before(loop, build.nodes)
         for old, new in zip(loop.outputs, results):
-            new.type = old.type
             if old.is_graph_output():
-                new.name, new.shape = old.name, self._fixed(old.shape)
-        convenience.replace_nodes_and_values(graph, loop, [loop], build.nodes, list(loop.outputs), results)
+                new.name, new.type, new.shape = old.name, old.type, self._fixed(old.shape)
+            convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        graph.remove(loop, safe=True)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:

@@ -1,0 +1,40 @@
+"""Run one export in a process of its own and report its wall time and peak memory.
+
+    python tools/measure_export.py -- --scale 1b --no-validate --output /tmp/out
+
+Peak RSS is the operating system's own figure for the whole child process (`getrusage`).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+__all__ = ["measure"]
+
+
+def measure(arguments: list[str]) -> dict[str, float | int | list[str]]:
+    """Run `mythos-export` with these arguments; seconds, peak RSS in GiB, exit code."""
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", "mythos_export", *arguments], check=False).returncode
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
+    return {"arguments": arguments, "seconds": round(seconds, 1), "peak_rss_gib": round(peak, 2), "exit_code": code}
+
+
+def main() -> int:
+    """Print one JSON object."""
+    arguments = sys.argv[1:]
+    if "--" not in arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    result = measure(arguments[arguments.index("--") + 1 :])
+    print(json.dumps(result))
+    return int(result["exit_code"])  # type: ignore[call-overload]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
