@@ -17,7 +17,7 @@ __all__ = ["Ids", "Loops", "Prompts", "check_count", "read_loops", "read_prompts
 Ids = Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
 Loops = int | Sequence[int] | NDArray[Any]
 
-_MAX_LOOPS = (1 << 31) - 1
+_MAX_LOOPS = 4096  # far past any depth a model has been seen to use; the cache holds rows of every loop
 
 
 @dataclass(frozen=True)

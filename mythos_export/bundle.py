@@ -1,23 +1,24 @@
 """The bundle: a folder that holds a model, and a manifest that says exactly what is in it.
 
-Light on purpose: a device that only runs bundles imports this file and nothing else of the package.
-A bundle is written beside its final name and renamed at the end, and every byte of it is hashed, so
-whatever opens is whole. Everything read here is treated as hostile.
+Light on purpose: a device that only runs bundles imports this file (and `data_references`), nothing
+else of the package.
+Every byte of it is hashed, so whatever opens is whole. Everything read here is treated as hostile.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import posixpath
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from mythos_export.data_references import data_references
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,23 +32,31 @@ __all__ = [
     "ParitySummary",
     "TensorSpec",
     "file_entry",
-    "staged",
+    "is_bundle",
 ]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_MANIFEST_BYTES = 4 << 20  # hundreds of times what an export writes
 _HASH_BLOCK = 4 << 20
+_MOST = 1 << 31
+
+Depth = Annotated[int, Field(ge=0, le=_MOST)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 
 Progress = Callable[[int], None]  # called with the bytes just done
 
 
 class BundleError(ValueError):
-    """A bundle that cannot be used or written; the message says what is wrong and what to do."""
+    """A bundle that cannot be used or written; one line: what is wrong and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # Names come from hostile files: they must not break the line, nor reach the terminal as escapes.
+        super().__init__("".join(character if character.isprintable() else "?" for character in message))
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TensorSpec(_Strict):
@@ -62,8 +71,8 @@ class CachePart(_Strict):
     """One cached tensor: `past.<name>` goes in, `new.<name>` comes out, [depth, batch, rows, *row]."""
 
     name: str
-    depth: int | Literal["loops"]
-    row: list[int]
+    depth: Depth | Literal["loops"]
+    row: list[Count]
     dtype: str
 
 
@@ -71,15 +80,15 @@ class GraphFile(_Strict):
     """One ONNX file; `loops` is "dynamic" for a real Loop, or the depth it is unrolled to."""
 
     file: str
-    loops: int | Literal["dynamic"]
+    loops: Count | Literal["dynamic"]
 
 
 class Limits(_Strict):
     """What a caller may ask for."""
 
-    vocab_size: int = Field(ge=1)
-    max_seq_len: int = Field(ge=1)
-    max_loop_iters: int = Field(ge=1)
+    vocab_size: Count
+    max_seq_len: Count
+    max_loop_iters: Count
 
 
 class ParitySummary(_Strict):
@@ -118,7 +127,7 @@ class Manifest(_Strict):
     cache: list[CachePart]
     limits: Limits
     parameters: int
-    spectral_radius: float
+    spectral_radius: FiniteFloat
     session: dict[str, str] = Field(default_factory=dict)  # ONNX Runtime session options it was proven with
     parity: ParitySummary | None = None
     files: dict[str, FileEntry]
@@ -140,16 +149,16 @@ class Bundle:
             progress: called with the number of bytes just hashed.
 
         Raises:
-            BundleError: not a bundle, of a later format, or a file is missing, altered, or outside it.
+            BundleError: not a bundle, of a later format, a file is missing, altered, or outside it, or a graph
+                reads files that are not the bundle's.
         """
         bundle = cls(Path(path), _read_manifest(Path(path)))
         for name, entry in bundle.manifest.files.items():
             bundle._check_file(name, entry)
-        for graph in bundle.manifest.graphs:
-            if graph.file not in bundle.manifest.files:
-                raise BundleError(f"{path}: {MANIFEST} names the graph {graph.file!r} but not its hash; export it again")
         if check_hashes:
             bundle.check_hashes(progress)
+        for graph in bundle.manifest.graphs:
+            bundle._check_graph(graph.file)
         return bundle
 
     def file(self, name: str) -> Path:
@@ -179,29 +188,38 @@ class Bundle:
 
     def _check_file(self, name: str, entry: FileEntry) -> None:
         path = self.path / _plain_name(self.path, name)
-        if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{path}: leads out of the bundle; refused")
-        if not path.is_file():
-            raise BundleError(f"{path}: missing; copy or export the bundle again")
-        size = path.stat().st_size
-        if size != entry.size:
-            raise BundleError(f"{path}: {size} bytes where the manifest says {entry.size}; copy or export it again")
+        try:
+            if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
+                raise BundleError(f"{path}: leads out of the bundle; refused")
+            found = path.lstat()
+        except FileNotFoundError:
+            raise BundleError(f"{path}: missing; copy or export the bundle again") from None
+        except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+            raise BundleError(f"{path}: cannot be read ({_reason(error)})") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleError(f"{path}: not a regular file; copy or export the bundle again")
+        if found.st_size != entry.size:
+            raise BundleError(f"{path}: {found.st_size} bytes where the manifest says {entry.size}; copy or export it again")
+
+    def _check_graph(self, name: str) -> None:
+        """A graph may read its weights from listed files only: no others are hashed, or even the bundle's."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {MANIFEST} names the graph {name!r} but not its hash; export it again")
+        path = self.path / name
+        try:
+            locations = data_references(path.read_bytes())
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({_reason(error)})") from error
+        except ValueError as error:
+            raise BundleError(f"{path}: not an ONNX graph ({error}); export it again") from error
+        for location in sorted(locations):
+            if posixpath.join(posixpath.dirname(name), location) not in self.manifest.files:
+                raise BundleError(f"{path}: reads {location[:200]!r}, which is not a file of this bundle; refused")
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if not path.is_dir():
-        raise BundleError(f"{path}: not a bundle (no such folder)")
     file = path / MANIFEST
-    try:
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{file}: too large to be a manifest")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path}: not a bundle (no {MANIFEST})") from None
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(f"{file}: not valid JSON; copy or export the bundle again") from error
+    values = _read_json(path)
     version = values.get("format_version") if isinstance(values, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{file}: no format_version, so not a mythos-export manifest")
@@ -210,16 +228,68 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {where}: {first['msg']}") from error
+        raise BundleError(f"{file}: {where[:200]}: {first['msg'][:200]}; copy or export the bundle again") from error
+
+
+def _read_json(path: Path) -> Any:
+    """What the manifest of a folder holds, whatever that is."""
+    file = path / MANIFEST
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise BundleError(f"{path}: not a bundle (not a folder)")
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleError(f"{file}: not a regular file")
+        if found.st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: too large to be a manifest")
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        missing = f"no {MANIFEST}" if path.exists() else "no such folder"
+        raise BundleError(f"{path}: not a bundle ({missing})") from None
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({_reason(error)})") from error
+    except ValueError as error:
+        raise BundleError(f"{file}: not valid UTF-8; copy or export the bundle again") from error
+    try:
+        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file}: not valid JSON; copy or export the bundle again") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may take either of two values under one name, so there must not be two."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name is given twice")
+    return values
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _plain_name(bundle: Path, name: str) -> str:
     parts = name.split("/")
-    if os.path.isabs(name) or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise BundleError(f"{bundle}: the manifest names {name!r}, which leads out of the bundle; refused")
+    if os.path.isabs(name) or "\\" in name or any(part in ("", ".", "..") for part in parts):
+        raise BundleError(f"{bundle}: the manifest names {name[:200]!r}, which leads out of the bundle; refused")
+    if not name.isprintable() or name == MANIFEST:
+        raise BundleError(f"{bundle}: the manifest names {name[:200]!r}, which no bundle holds; refused")
     return name
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle of some format, be it damaged; many other things have a manifest.json."""
+    try:
+        values = _read_json(path)
+    except BundleError:
+        return False
+    return isinstance(values, dict) and {"format_version", "graphs", "files"} <= values.keys()
 
 
 def file_entry(path: Path, progress: Progress | None = None) -> FileEntry:
@@ -236,60 +306,5 @@ def _sha256(path: Path, progress: Progress | None = None) -> str:
                 if progress:
                     progress(len(block))
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BundleError(f"{path}: cannot be read ({_reason(error)})") from error
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def staged(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder to write a bundle into; it gets its final name only if the block ends well.
-
-    Whatever goes wrong inside, an interruption too, removes what was written and leaves an older
-    bundle of that name as it was.
-
-    Raises:
-        BundleError: `output` exists (and `force` is off, or it is no bundle), or cannot be written.
-    """
-    _check_output(output, force)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    except OSError as error:
-        raise BundleError(f"{output}: cannot be written ({error.strerror})") from error
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        _take_name(folder, output)
-    except OSError as error:
-        raise BundleError(f"{output}: cannot be written ({error.strerror}); nothing was kept") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_output(output: Path, force: bool) -> None:
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise BundleError(f"{output}: exists already; pass --force to replace it, or --output for another place")
-    if not (output / MANIFEST).is_file():
-        raise BundleError(f"{output}: exists and is not a bundle, so --force will not replace it; choose another --output")
-
-
-def _take_name(folder: Path, output: Path) -> None:
-    if not output.exists():
-        folder.rename(output)
-        return
-    old = folder.with_name(folder.name.replace(".partial-", ".old-"))
-    output.rename(old)
-    try:
-        folder.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

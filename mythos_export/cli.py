@@ -6,6 +6,7 @@ no torch.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +41,8 @@ _EXTRAS = {
     "onnxruntime": "cpu",
 }
 
+_SIGPIPE = 128 + 13  # as a shell reports it
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
@@ -52,7 +55,7 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def export(
     context: typer.Context,
-    scale: Annotated[Optional[str], typer.Option(help="A published scale: 1b 3b 10b 50b 100b 500b 1t.")] = None,
+    scale: Annotated[Optional[str], typer.Option(help="nano (trained, ships here), or a published scale: 1b 3b 10b 50b 100b 500b 1t.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
     checkpoint: Annotated[
         Optional[Path], typer.Option(help="Weights: .safetensors, a sharded index or its folder, or a torch.save file.")
@@ -76,6 +79,7 @@ def export(
 ) -> None:
     """Export a model: mythos-export --scale 1b --loops dynamic"""
     if context.invoked_subcommand is not None:
+        _refuse_options_of_export(context)
         return
     if len(sys.argv) < 2:
         print(context.get_help())
@@ -100,6 +104,15 @@ def export(
             json=json,
         )
     )
+
+
+def _refuse_options_of_export(context: typer.Context) -> None:
+    """An option before a verb is the export's, and would be dropped without a word."""
+    for name in context.params:
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            verb, option = context.invoked_subcommand, name.replace("_", "-")
+            raise typer.BadParameter(f"--{option} belongs to an export; put options of {verb} after it")
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)]
@@ -129,7 +142,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample within this share of the probability.")] = 1.0,
     seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Threads of the runtime.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Generate tokens from a bundle; needs neither torch nor onnx."""
@@ -150,17 +163,40 @@ def generate(
     )
 
 
+@app.command()
+def evaluate(
+    bundle: BundleArgument,
+    loops: Annotated[str, typer.Option(help="Loop counts to ask at.")] = "1,2,4,8,12,16",
+    per_hop: Annotated[int, typer.Option(help="Test prompts for each k in 1..12.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Ask PyTorch the same prompts.")] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Measure task accuracy per number of hops and loop count (bundles of nano)."""
+    from mythos_export.commands import evaluate as command
+
+    command.run(bundle, loops=loops, per_hop=per_hop, seed=seed, reference=reference, json=json)
+
+
 def main() -> NoReturn:
     """Entry point: one line on stderr and exit code 2 for whatever the user can mend."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    _interrupt_on("SIGTERM", "SIGHUP")
     try:
+        _check_encoding()
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was kept")
+    except BrokenPipeError:  # the reader has seen enough
+        _drop_stdout()
+        sys.exit(_SIGPIPE)
     except ModuleNotFoundError as error:
         _fail(_missing(error))
     except MemoryError:
         _fail("out of memory; a smaller --scale, or --no-validate, needs less")
+    except OSError as error:
+        _drop_stdout()
+        _fail(f"{error.filename or 'the result'}: {error.strerror or error}")
     except Exception as error:
         if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
             _fail(usage())
@@ -182,10 +218,33 @@ def _missing(error: ModuleNotFoundError) -> str:
     return f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
 
 
+def _interrupt_on(*names: str) -> None:
+    """Let signals that end a process clean up as Ctrl-C does; one that is ignored (nohup) stays so."""
+    for name in names:
+        number = getattr(signal, name, None)  # Windows lacks some
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _check_encoding() -> None:
+    """Names go into manifests, which are UTF-8."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            _fail(f"{argument!r} is not valid UTF-8; rename it")
+
+
+def _drop_stdout() -> None:
+    """What could not be printed is not to be tried again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("error: " + "".join(letter if letter.isprintable() else "?" for letter in line), file=sys.stderr)
     sys.exit(2)

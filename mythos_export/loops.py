@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["LoopsError", "LoopsOption", "parse_loops"]
 
 _MAX_UNROLLED = 256
+_DEPTH = re.compile(r"[+-]?[0-9]+")
+_DIGITS = 10  # of a number too long to be worth reading
 
 
 class LoopsError(ValueError):
@@ -47,15 +50,16 @@ def parse_loops(text: str) -> LoopsOption:
     """Read `dynamic`, `N` or `N,M,...`.
 
     Raises:
-        LoopsError: anything else, or a depth outside 1..256.
+        LoopsError: anything else, a depth outside 1..256, or one twice.
     """
     if text == "dynamic":
         return LoopsOption(())
-    parts = text.split(",")
-    if not all(part.strip().isascii() and part.strip().lstrip("+-").isdigit() for part in parts):
-        raise LoopsError(f"--loops is {text!r}; it must be 'dynamic', a depth such as 8, or depths such as 4,8,16")
-    depths = [int(part) if len(part.strip()) < 10 else _MAX_UNROLLED + 1 for part in parts]
-    for depth in depths:
-        if not 1 <= depth <= _MAX_UNROLLED:
-            raise LoopsError(f"--loops is {text!r}; a depth fixed at export must lie in 1..{_MAX_UNROLLED} ('dynamic' takes any)")
-    return LoopsOption(tuple(sorted(set(depths))))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_DEPTH.fullmatch(part) for part in parts):
+        raise LoopsError(f"--loops is {text[:80]!r}; it must be 'dynamic', a depth such as 8, or depths such as 4,8,16")
+    depths = [int(part) if len(part) < _DIGITS else _MAX_UNROLLED + 1 for part in parts]
+    if not all(1 <= depth <= _MAX_UNROLLED for depth in depths):
+        raise LoopsError(f"--loops is {text[:80]!r}; a depth must lie in 1..{_MAX_UNROLLED} (a 'dynamic' graph takes any)")
+    if len(set(depths)) < len(depths):
+        raise LoopsError(f"--loops is {text[:80]!r}; it names a depth twice")
+    return LoopsOption(tuple(sorted(depths)))

@@ -13,11 +13,12 @@ import onnx
 import onnx_ir as ir
 
 from mythos_export import __version__, weights
-from mythos_export.bundle import Bundle, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry, staged
+from mythos_export.bundle import Bundle, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import LoopsOption
 from mythos_export.progress import Reporter
 from mythos_export.signature import cache_parts, input_specs, output_specs
+from mythos_export.staging import staged
 from mythos_export.targets import TARGETS
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from mythos_export.targets import TARGETS
-from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint
+from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
 from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
 
 __all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "resolve_model"]
+
+_HARMLESS = ("dropout", "max_output_tokens", "max_seq_len")  # do not change what the weights compute
+_MOST_PARAMETERS = 1 << 60  # their bytes still count in 64 bits
 
 
 class RequestError(ValueError):
@@ -32,10 +37,13 @@ def resolve_model(
     if not 0 <= seed < 1 << 63:
         raise RequestError(f"--seed is {seed}; it must lie in 0..2^63-1")
     config = _named_config(scale, config_file)
+    if config is not None:
+        _check_size(config)
+        config = config.with_attention(attn) if attn is not None else config
     source = open_checkpoint(checkpoint) if checkpoint is not None else None
     config = _agree(config, source)
-    if attn is not None:
-        config = config.with_attention(attn)
+    if attn not in (None, config.attn_type):
+        raise RequestError(f"--attn is {attn}, but the checkpoint's model has {config.attn_type} attention")
     name = scale or (config_file or checkpoint or Path("model")).stem
     return _file_name(name), config, source or SeededWeights(config, seed)
 
@@ -49,11 +57,20 @@ def _named_config(scale: str | None, config_file: Path | None) -> MythosConfig |
 def _agree(named: MythosConfig | None, source: WeightSource | None) -> MythosConfig:
     own = source.config if source is not None else None
     if named is None and own is None:
-        raise RequestError(f"which model? give --scale ({', '.join(SCALES)}) or --config FILE")
-    if named is None:
-        assert own is not None
-        return own
+        raise RequestError(f"which model? give --scale (nano, {', '.join(SCALES)}) or --config FILE")
+    if named is None or own is None:
+        return own or named  # type: ignore[return-value]
+    for field in fields(MythosConfig):
+        said, wanted = getattr(own, field.name), getattr(named, field.name)
+        if said != wanted and field.name not in _HARMLESS:
+            raise RequestError(f"the checkpoint was made with {field.name} {said}, not {wanted}; leave out --scale or --config")
     return named
+
+
+def _check_size(config: MythosConfig) -> None:
+    weights = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    if weights > _MOST_PARAMETERS:
+        raise ConfigError(f"the config has {weights:.1e} parameters, more than fit in any file; check its dims and counts")
 
 
 def check_target(target: str, precision: str, opset: int | None) -> int:

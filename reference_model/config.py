@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from reference_model import nano
+
 __all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale"]
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -203,11 +205,13 @@ SCALES: dict[str, MythosConfig] = {name: MythosConfig(**dict(zip(_COLUMNS, row))
 
 
 def config_for_scale(scale: str) -> MythosConfig:
-    """The published configuration of one scale.
+    """The configuration of one scale: a published one, or `nano`, whose weights ship here.
 
     Raises:
         ConfigError: no such scale.
     """
+    if scale == "nano":
+        return MythosConfig.from_file(nano.CONFIG)
     if scale not in SCALES:
-        raise ConfigError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+        raise ConfigError(f"unknown scale {scale!r}; known: nano, {', '.join(SCALES)}")
     return SCALES[scale]

@@ -12,6 +12,7 @@ from mythos_export.bundle import Bundle
 from mythos_export.commands.output import print_json, size
 from mythos_export.loops import parse_loops
 from mythos_export.progress import Reporter
+from reference_model import nano
 
 __all__ = ["Options", "run"]
 
@@ -43,9 +44,12 @@ def run(options: Options) -> None:
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
     from mythos_export.requests import check_target, default_name, find_tokenizer, resolve_model
 
+    checkpoint = options.checkpoint
+    if options.scale == "nano" and checkpoint is None:
+        checkpoint = nano.CHECKPOINT
     opset = check_target(options.target, options.precision, options.opset)
     name, config, source = resolve_model(
-        options.scale, options.config, options.checkpoint, options.attn, options.seed
+        options.scale, options.config, checkpoint, options.attn, options.seed
     )
     name = default_name(name, options.attn, options.precision)
     request = ExportRequest(
@@ -57,11 +61,11 @@ def run(options: Options) -> None:
         precision=options.precision,
         loops=loops,
         opset=opset,
-        tokenizer=find_tokenizer(options.checkpoint),
+        tokenizer=find_tokenizer(checkpoint),
         force=options.force,
         command=("mythos-export", *sys.argv[1:]),
     )
-    if options.checkpoint is None:
+    if checkpoint is None:
         report.say(f"no --checkpoint: the weights are random (seed {options.seed})")
     if options.dry_run:
         _dry_run(request, report, options.json)

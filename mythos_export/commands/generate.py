@@ -18,40 +18,43 @@ def run(
     path: Path, *, prompt: str | None, tokens: str | None, threads: int | None, json: bool, **options: Any
 ) -> None:
     """Generate, printing tokens (text, with a tokenizer) as they come."""
+    given = _token_ids(prompt, tokens)  # a mistake shows before gigabytes are hashed
     engine = engines.load(path, threads=threads)
-    ids = _prompt_ids(engine, prompt, tokens)
+    ids = given if prompt is None else engine.tokenizer.encode(prompt)
     started = time.perf_counter()
     stream = engine.generate(ids, **options)
     if json:
         generated = list(stream)
         print_json(_result(engine, prompt, ids, generated, time.perf_counter() - started))
         return
-    _print(_pieces(engine, stream) if prompt is not None else (f"{token} " for token in stream))
+    for piece in _numbers(stream) if prompt is None else _text(engine, stream):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
-def _prompt_ids(engine: engines.Engine, prompt: str | None, tokens: str | None) -> list[int]:
+def _token_ids(prompt: str | None, tokens: str | None) -> list[int]:
+    """The ids of `--tokens`; none for a prompt."""
     if (prompt is None) == (tokens is None):
         raise EngineError("give --prompt TEXT or --tokens 1,2,3")
-    if prompt is not None:
-        return engine.tokenizer.encode(prompt)
-    assert tokens is not None
+    if tokens is None:
+        return []
     try:
         return [int(part) for part in tokens.split(",")]
     except ValueError:
-        raise EngineError(f"--tokens is {tokens!r}; give ids such as 1,2,3") from None
+        raise EngineError(f"--tokens is {tokens[:80]!r}; give ids such as 1,2,3") from None
 
 
-def _pieces(engine: engines.Engine, stream: Iterator[int]) -> Iterator[str]:
+def _numbers(stream: Iterator[int]) -> Iterator[str]:
+    for index, token in enumerate(stream):
+        yield f" {token}" if index else str(token)
+
+
+def _text(engine: engines.Engine, stream: Iterator[int]) -> Iterator[str]:
     text = engine.tokenizer.stream()
     for token in stream:
         yield text.push(token)
     yield text.finish()
-
-
-def _print(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _result(

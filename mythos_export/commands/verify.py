@@ -8,6 +8,7 @@ import typer
 
 from mythos_export.bundle import Bundle
 from mythos_export.commands.output import print_json
+from mythos_export.loops import parse_loops
 from mythos_export.progress import Reporter
 
 __all__ = ["run"]
@@ -15,6 +16,8 @@ __all__ = ["run"]
 
 def run(path: Path, *, loops: str | None, checkpoint: Path | None, json: bool) -> None:
     """Verify a bundle; exit code 1 if it fails."""
+    if loops is not None:
+        parse_loops(loops)  # a mistake shows before gigabytes are hashed
     report = Reporter(quiet=json)
     bundle = Bundle.open(path, check_hashes=False)
     with report.step("hash the bundle", bundle.total_bytes) as advance:

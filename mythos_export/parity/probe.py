@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import BundleError, GraphFile
+from mythos_export.parity.source import load_graph
 
 __all__ = ["PROBES", "ProbedGraph", "add_probes"]
 
@@ -81,7 +82,7 @@ class ProbedGraph:
     """A bundle's graph with probes, runnable like the engine's own (`engines.generation.Graph`)."""
 
     def __init__(self, engine: OnnxRuntimeEngine, file: GraphFile) -> None:
-        model = ir.load(engine.bundle.file(file.file))
+        model = load_graph(engine.bundle, file.file)
         self.loops: int | Literal["dynamic"] = file.loops
         self._probes = add_probes(model)
         self._graph = engine.load_model(ir.to_proto(model).SerializeToString(), file)

@@ -12,8 +12,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from mythos_export.bundle import Bundle
+from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.cases import Case
+from mythos_export.parity.source import load_graph
 from mythos_export.weights import expected, source_of
 from reference_model.cache import Cache
 from reference_model.checkpoint import WeightSource, load_model
@@ -55,12 +56,15 @@ def compare_weights(
     """Hold every parameter of the bundle against the checkpoint's, bit for bit.
 
     fp32 tensors that are equal are handed on mapped, so the reference need not hold a second copy.
+
+    Raises:
+        BundleError: a parameter cannot be read.
     """
     stored_parameters = _stored_parameters(bundle)
     differing: list[str] = []
     mapped: dict[str, torch.Tensor] = {}
     for name, stored in stored_parameters.items():
-        tensor = _as_torch(stored)
+        tensor = _as_torch(bundle, stored)
         if not torch.equal(tensor, expected(name, tensor.dtype, source, config)):
             differing.append(name)
         elif tensor.dtype == torch.float32 and tensor.numel() >= _MIN_MAPPED and not name.endswith((".key", ".value")):
@@ -70,7 +74,7 @@ def compare_weights(
 
 
 def _stored_parameters(bundle: Bundle) -> dict[str, ir.ExternalTensor]:
-    model = ir.load(bundle.file(bundle.manifest.graphs[0].file))
+    model = load_graph(bundle, bundle.manifest.graphs[0].file)
     return {
         name: value.const_value
         for name, value in model.graph.initializers.items()
@@ -78,8 +82,11 @@ def _stored_parameters(bundle: Bundle) -> dict[str, ir.ExternalTensor]:
     }
 
 
-def _as_torch(stored: ir.ExternalTensor) -> torch.Tensor:
-    array = stored.numpy()
+def _as_torch(bundle: Bundle, stored: ir.ExternalTensor) -> torch.Tensor:
+    try:
+        array = stored.numpy()
+    except (OSError, TypeError, ValueError) as error:  # beyond the file's end, or a file with several hard links
+        raise BundleError(f"{bundle.path}: {stored.name} cannot be read ({error}); copy or export it again") from error
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     with warnings.catch_warnings():

@@ -1,16 +1,21 @@
-"""Where a finished bundle's weights came from, found again."""
+"""A finished bundle as the check needs it: where its weights came from, and its graphs; all untrusted."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import onnx_ir as ir
 
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.parity.cases import default_loops
+from mythos_export.parity.tolerances import TOLERANCES
+from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
 from reference_model.config import MythosConfig
 
-__all__ = ["loop_counts", "source_of_bundle"]
+__all__ = ["load_graph", "loop_counts", "source_of_bundle"]
 
 
 def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosConfig, WeightSource]:
@@ -20,19 +25,35 @@ def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosCon
         checkpoint: where the checkpoint is now; by default where it was.
 
     Raises:
-        BundleError: its source is unknown, or the checkpoint is not the one it was made from.
+        BundleError: its source or precision is unknown, or the checkpoint is not the one it was made from.
         CheckpointError: the checkpoint cannot be read.
     """
+    if bundle.manifest.precision not in TOLERANCES:
+        raise BundleError(f"{bundle.path}: no tolerance is known for precision {bundle.manifest.precision!r}")
     config = MythosConfig.from_file(bundle.file("config.json"))
     origin = bundle.manifest.source
     if origin.get("kind") == "seed" and checkpoint is None:
         return config, SeededWeights(config, _seed(bundle, origin.get("seed")))
-    path = checkpoint or _recorded_path(bundle, origin.get("path"))
+    path = checkpoint or _shipped(bundle) or _recorded_path(bundle, origin.get("path"))
     source = open_checkpoint(path)
     check_fit(source, config)
     if source.describe().get("sha256") != origin.get("sha256"):
         raise BundleError(f"{path}: not the checkpoint this bundle was made from (sha256 differs); pass --checkpoint")
     return config, source
+
+
+def load_graph(bundle: Bundle, file: str) -> ir.Model:
+    """One of the bundle's graphs, its weights still on disk.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    path = bundle.file(file)
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf and onnx-ir raise nearly every type there is on a graph they cannot take
+        gist = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BundleError(f"{path}: not a usable ONNX graph ({gist}); export it again") from error
 
 
 def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[int]:
@@ -59,7 +80,14 @@ def _seed(bundle: Bundle, seed: object) -> int:
     return seed
 
 
+def _shipped(bundle: Bundle) -> Path | None:
+    """nano's checkpoint is wherever this package is, not where it was when the bundle was made."""
+    return nano.CHECKPOINT if bundle.manifest.name.startswith("mythos-nano-") else None
+
+
 def _recorded_path(bundle: Bundle, path: object) -> Path:
-    if not isinstance(path, str) or not Path(path).exists():
-        raise BundleError(f"{bundle.path}: its source checkpoint {path!r} is not there; pass --checkpoint")
+    if not isinstance(path, str):
+        raise BundleError(f"{bundle.path}: its manifest does not say what it was made from; pass --checkpoint")
+    if not os.path.exists(path):
+        raise BundleError(f"{bundle.path}: its source checkpoint {path[:500]!r} is not there; pass --checkpoint")
     return Path(path)

@@ -43,7 +43,7 @@ def test_round_trip(tmp_path: Path, mla_config: MythosConfig) -> None:
 
 
 def test_unknown_scale() -> None:
-    with pytest.raises(ConfigError, match="unknown scale '2b'; known: 1b, 3b"):
+    with pytest.raises(ConfigError, match="unknown scale '2b'; known: nano, 1b, 3b"):
         config_for_scale("2b")
 
 

@@ -1,0 +1,60 @@
+# `make demo` and `make test` are the README's two commands, and `make test` is all that CI runs.
+# Everything is installed into $(VENV), again whenever pyproject.toml changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+TORCH := torch==2.13.0
+ORACLE := open-mythos==0.5.0  # it pins another torch, hence --no-deps
+FOR_DEMO := $(VENV)/.installed-demo
+FOR_DEV := $(VENV)/.installed-dev
+
+DEMO_MODEL := --config reference_model/nano/config.json --checkpoint reference_model/nano/model.safetensors
+DEMO_PROMPT := d>a h>c a>h f>g c>e g>b b>d e>f 3 a
+DEMO_BUNDLE := runs/demo
+
+.PHONY: help demo test lint types unit format clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
+
+demo: $(FOR_DEMO)  ## export the small model that ships here, and generate from it
+	$(BIN)/mythos-export $(DEMO_MODEL) --loops dynamic --output $(DEMO_BUNDLE) --force
+	$(BIN)/mythos-export generate $(DEMO_BUNDLE) --prompt "$(DEMO_PROMPT)" --max-new-tokens 1
+
+test: lint types unit  ## lint, types and tests; with CI set, the dear tests too
+
+lint: $(FOR_DEV)  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(FOR_DEV)  ## mypy
+	$(BIN)/mypy
+
+unit: $(FOR_DEV)  ## pytest
+	$(BIN)/pytest $(if $(CI),-m "")
+
+format: $(FOR_DEV)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the environment, what the demo made, and all caches
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(FOR_DEMO): pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV); the first time takes minutes"
+	$(PIP) install $(TORCH) --editable ".[cpu,export]"
+	@touch $@
+
+$(FOR_DEV): pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV); the first time takes minutes"
+	$(PIP) install --editable ".[dev]"
+	$(PIP) install --no-deps $(ORACLE)
+	@touch $@ $(FOR_DEMO)
