@@ -1,0 +1,1 @@
+"""Data -> ranges per depth -> a recipe: which tensors, which scales. Nothing here yet."""

@@ -184,7 +184,9 @@ class Bundle:
         """
         for name, entry in self.manifest.files.items():
             if _sha256(self.path / name, progress) != entry.sha256:
-                raise BundleError(f"{self.path / name}: altered since it was exported (sha256 differs); copy or export it again")
+                raise BundleError(
+                    f"{self.path / name}: altered since it was exported (sha256 differs); copy or export it again"
+                )
 
     def _check_file(self, name: str, entry: FileEntry) -> None:
         path = self.path / _plain_name(self.path, name)
@@ -199,7 +201,9 @@ class Bundle:
         if not stat.S_ISREG(found.st_mode):
             raise BundleError(f"{path}: not a regular file; copy or export the bundle again")
         if found.st_size != entry.size:
-            raise BundleError(f"{path}: {found.st_size} bytes where the manifest says {entry.size}; copy or export it again")
+            raise BundleError(
+                f"{path}: {found.st_size} bytes where the manifest says {entry.size}; copy or export it again"
+            )
 
     def _check_graph(self, name: str) -> None:
         """A graph may read its weights from listed files only: no others are hashed, or even the bundle's."""
@@ -224,7 +228,9 @@ def _read_manifest(path: Path) -> Manifest:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{file}: no format_version, so not a mythos-export manifest")
     if version > FORMAT_VERSION:
-        raise BundleError(f"{file}: format {version}, but this release reads up to {FORMAT_VERSION}; upgrade mythos-export")
+        raise BundleError(
+            f"{file}: format {version}, but this release reads up to {FORMAT_VERSION}; upgrade mythos-export"
+        )
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:

@@ -55,13 +55,18 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def export(
     context: typer.Context,
-    scale: Annotated[Optional[str], typer.Option(help="nano (trained, ships here), or a published scale: 1b 3b 10b 50b 100b 500b 1t.")] = None,
+    scale: Annotated[
+        Optional[str],
+        typer.Option(help="nano (trained, ships here), or a published scale: 1b 3b 10b 50b 100b 500b 1t."),
+    ] = None,
     config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
     checkpoint: Annotated[
         Optional[Path], typer.Option(help="Weights: .safetensors, a sharded index or its folder, or a torch.save file.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random weights used without a checkpoint.")] = 0,
-    attn: Annotated[Optional[str], typer.Option(help="Attention, where the scale is to have the other: mla or gqa.")] = None,
+    attn: Annotated[
+        Optional[str], typer.Option(help="Attention, where the scale is to have the other: mla or gqa.")
+    ] = None,
     loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
     target: Annotated[str, typer.Option(help="portable: standard ONNX for any runtime.")] = "portable",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
@@ -69,7 +74,9 @@ def export(
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Folder to make; mythos-<scale>-<precision> by default.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the graph and say what it would take; no weights.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the graph and say what it would take; no weights.")
+    ] = False,
     validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Compare the bundle with PyTorch.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     json: JsonFlag = False,

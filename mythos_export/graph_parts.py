@@ -8,7 +8,17 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir import convenience
 
-__all__ = ["HEAD_NAME", "LOOP_NAME", "Builder", "is_parameter", "loop_body", "parameter", "recurrent_loop"]
+__all__ = [
+    "HEAD_NAME",
+    "LOOP_NAME",
+    "Builder",
+    "given",
+    "is_parameter",
+    "loop_body",
+    "parameter",
+    "recurrent_loop",
+    "sizes",
+]
 
 LOOP_NAME = "recurrent"
 HEAD_NAME = "head"
@@ -29,7 +39,7 @@ class Builder:
 
     def domain_op(self, op_type: str, inputs: Sequence[ir.Value | None], /, **attributes: Any) -> ir.Value:
         """Add a node of our own domain, for a later pass to lower."""
-        return self._add("mythos", op_type, inputs, 1, attributes)  # type: ignore[no-any-return]
+        return self._add("mythos", op_type, inputs, 1, attributes)
 
     def take(self) -> list[ir.Node]:
         """The nodes added since the last call."""
@@ -63,6 +73,21 @@ def parameter(main: ir.Graph, name: str, shape: Sequence[int]) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
         main.initializers.add(value)
     return main.initializers[name]
+
+
+def given(node: ir.Node) -> list[ir.Value]:
+    """A node's inputs, none of which may be left out."""
+    values = [value for value in node.inputs if value is not None]
+    if len(values) != len(node.inputs):
+        raise ValueError(f"{node.name}: an input is missing")
+    return values
+
+
+def sizes(value: ir.Value) -> list[int]:
+    """A shape that holds numbers only."""
+    if value.shape is None or not value.shape.is_static():
+        raise ValueError(f"{value.name}: its shape is not known")
+    return [int(size) for size in value.shape]  # type: ignore[arg-type]  # static, so all are integers
 
 
 def is_parameter(value: ir.Value | None, main: ir.Graph) -> bool:

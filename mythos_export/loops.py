@@ -59,7 +59,9 @@ def parse_loops(text: str) -> LoopsOption:
         raise LoopsError(f"--loops is {text[:80]!r}; it must be 'dynamic', a depth such as 8, or depths such as 4,8,16")
     depths = [int(part) if len(part) < _DIGITS else _MAX_UNROLLED + 1 for part in parts]
     if not all(1 <= depth <= _MAX_UNROLLED for depth in depths):
-        raise LoopsError(f"--loops is {text[:80]!r}; a depth must lie in 1..{_MAX_UNROLLED} (a 'dynamic' graph takes any)")
+        raise LoopsError(
+            f"--loops is {text[:80]!r}; a depth must lie in 1..{_MAX_UNROLLED} (a 'dynamic' graph takes any)"
+        )
     if len(set(depths)) < len(depths):
         raise LoopsError(f"--loops is {text[:80]!r}; it names a depth twice")
     return LoopsOption(tuple(sorted(depths)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from mythos_export import __version__, weights
 from mythos_export.bundle import Bundle, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry
+from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import LoopsOption
 from mythos_export.progress import Reporter
@@ -85,8 +87,13 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
             files = manifest.files | {"parity.json": file_entry(folder / "parity.json")}
             _save(manifest.model_copy(update={"parity": summary, "files": files}), folder)
             if not summary.passed:
-                raise ParityFailed(f"parity failed: {summary.max_error_over_range:.3g} of the logit range, tolerance {summary.tolerance:.3g}")
+                raise ParityFailed(_why(summary))
     return Bundle.open(request.output, check_hashes=False)
+
+
+def _why(summary: ParitySummary) -> str:
+    worst = f"{summary.max_error_over_range:.3g} of the logit range (tolerance {summary.tolerance:.3g})"
+    return f"the graph does not compute what PyTorch computes; worst logit error {worst}"
 
 
 def spectral_radius(source: WeightSource) -> float:
@@ -162,15 +169,7 @@ def _manifest(
 
 def count_parameters(parameters: dict[str, ir.Value]) -> int:
     """Numbers stored in the graph's parameters."""
-    return sum(_size(value) for value in parameters.values())
-
-
-def _size(value: ir.Value) -> int:
-    assert value.shape is not None
-    count = 1
-    for length in value.shape:
-        count *= int(length)
-    return count
+    return sum(math.prod(sizes(value)) for value in parameters.values())
 
 
 def _save(manifest: Manifest, folder: Path) -> None:

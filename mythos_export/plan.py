@@ -53,7 +53,9 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
         weight_bytes=sum(_nbytes(value) for value in parameters.values()),
         cache_bytes_per_token=fixed,
         cache_bytes_per_token_and_loop=per_loop,
-        graphs={file: dict(Counter(node.op_type for node in model.graph.all_nodes())) for file, model in graphs.items()},
+        graphs={
+            file: dict(Counter(node.op_type for node in model.graph.all_nodes())) for file, model in graphs.items()
+        },
     )
 
 

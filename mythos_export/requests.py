@@ -63,14 +63,18 @@ def _agree(named: MythosConfig | None, source: WeightSource | None) -> MythosCon
     for field in fields(MythosConfig):
         said, wanted = getattr(own, field.name), getattr(named, field.name)
         if said != wanted and field.name not in _HARMLESS:
-            raise RequestError(f"the checkpoint was made with {field.name} {said}, not {wanted}; leave out --scale or --config")
+            raise RequestError(
+                f"the checkpoint was made with {field.name} {said}, not {wanted}; leave out --scale or --config"
+            )
     return named
 
 
 def _check_size(config: MythosConfig) -> None:
     weights = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     if weights > _MOST_PARAMETERS:
-        raise ConfigError(f"the config has {weights:.1e} parameters, more than fit in any file; check its dims and counts")
+        raise ConfigError(
+            f"the config has {weights:.1e} parameters, more than fit in any file; check its dims and counts"
+        )
 
 
 def check_target(target: str, precision: str, opset: int | None) -> int:
@@ -111,7 +115,9 @@ def find_tokenizer(checkpoint: Path | None) -> Path | None:
     try:
         Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise RequestError(f"{file}: not a tokenizer ({' '.join(str(error).split())[:120]}); repair or remove it") from error
+        raise RequestError(
+            f"{file}: not a tokenizer ({' '.join(str(error).split())[:120]}); repair or remove it"
+        ) from error
     return file
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mythos_export.bundle import CachePart, TensorSpec
 from reference_model.cache import STAGES, part_names, part_shapes
 from reference_model.config import MythosConfig
@@ -13,7 +15,11 @@ CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 def cache_parts(config: MythosConfig, precision: str) -> list[CachePart]:
     """The six cached tensors; `depth` is the stage's layers, or "loops"."""
-    depths = {"prelude": config.prelude_layers, "recurrent": "loops", "coda": config.coda_layers}
+    depths: dict[str, int | Literal["loops"]] = {
+        "prelude": config.prelude_layers,
+        "recurrent": "loops",
+        "coda": config.coda_layers,
+    }
     return [
         CachePart(name=f"{stage}.{part}", depth=depths[stage], row=list(row), dtype=CACHE_DTYPES[precision])
         for stage in STAGES

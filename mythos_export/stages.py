@@ -10,14 +10,14 @@ Shape letters: b batch, s new tokens, p past tokens, d model dim, n = b * s.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from reference_model.attention import GroupedQueryAttention, LatentAttention, Rows, visible_keys
-from reference_model.layers import RMSNorm, Rope, rope_at
+from reference_model.layers import RMSNorm, rope_at
 from reference_model.model import MythosModel
 from reference_model.moe import MixtureOfExperts, Routing
 from reference_model.recurrent import Halting, LoopState
@@ -144,5 +144,7 @@ def _halting_probability(self: Halting, hidden: Tensor) -> Tensor:
     return 1.0 / (1.0 + torch.exp(-self.halt(hidden)))
 
 
-def _node(op: str, inputs: Sequence[Tensor], attributes: dict[str, float | int], *, like: Tensor, shape) -> Tensor:  # type: ignore[no-untyped-def]
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op}", inputs, attrs=attributes, dtype=like.dtype, shape=shape)
+def _node(
+    op: str, inputs: Sequence[Tensor], attributes: Mapping[str, float | int], *, like: Tensor, shape: Sequence[int]
+) -> Tensor:
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op}", inputs, attrs={**attributes}, dtype=like.dtype, shape=shape)

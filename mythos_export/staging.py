@@ -51,7 +51,9 @@ def _check_output(output: Path, force: bool) -> None:
     if not force:
         raise BundleError(f"{output}: exists already; pass --force to replace it, or --output for another place")
     if output.is_symlink() or not is_bundle(output):
-        raise BundleError(f"{output}: exists and is not a bundle, so --force will not replace it; choose another --output")
+        raise BundleError(
+            f"{output}: exists and is not a bundle, so --force will not replace it; choose another --output"
+        )
 
 
 def _missing_parents(output: Path) -> list[Path]:

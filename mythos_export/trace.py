@@ -46,7 +46,7 @@ def trace_stages(config: MythosConfig, *, opset: int) -> TracedStages:
 
 @functools.lru_cache(maxsize=4)  # another precision or depth of the same model is another look at the same trace
 def _trace(config: MythosConfig, opset: int) -> TracedStages:
-    with _quiet(), FakeTensorMode(), domain_ops():
+    with _Quiet(), FakeTensorMode(), domain_ops():
         model = _shell(config)
         inputs = _Examples(config)
         return TracedStages(
@@ -106,9 +106,7 @@ def _ints(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int64)
 
 
-def _export(
-    stage: EmbedStage | BlockStage | StepStage, examples: list[Example], opset: int
-) -> ir.Graph:
+def _export(stage: EmbedStage | BlockStage | StepStage, examples: list[Example], opset: int) -> ir.Graph:
     program = torch.onnx.export(
         stage.eval(),
         tuple(tensor for _, tensor, _ in examples),
@@ -118,7 +116,7 @@ def _export(
         opset_version=opset,
         input_names=[name for name, _, _ in examples],
         output_names=list(stage.output_names),
-        dynamic_shapes=tuple({axis: _DYN for axis in axes} for _, _, axes in examples),
+        dynamic_shapes=tuple(dict.fromkeys(axes, _DYN) for _, _, axes in examples),
     )
     assert program is not None
     model = program.model
@@ -134,7 +132,7 @@ def _parameter_name(traced: str | None) -> str:
     return (traced or "").removeprefix("model.")
 
 
-class _quiet:
+class _Quiet:
     """Keeps the exporter's notes on optional packages and pytree internals off the user's screen."""
 
     def __enter__(self) -> None:

@@ -64,10 +64,7 @@ def source_of(parameter: str) -> tuple[str, Layout]:
 def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
     """The parameters of graphs that share weights, by name."""
     return {
-        name: value
-        for model in models
-        for name, value in model.graph.initializers.items()
-        if value.const_value is None
+        name: value for model in models for name, value in model.graph.initializers.items() if value.const_value is None
     }
 
 

@@ -80,7 +80,9 @@ class Cache:
             ValueError: the rows go deeper than this cache, or are of another depth than what it holds.
         """
         if self.length and rows.loops != self.loops:
-            raise ValueError(f"the cache holds {self.loops} loops but the new rows {rows.loops}; a sequence keeps its depth for life")
+            raise ValueError(
+                f"the cache holds {self.loops} loops but the new rows {rows.loops}; a sequence keeps its depth for life"
+            )
 
         def join(old: Rows, new: Rows) -> Rows:
             depth = new[0].shape[0]
@@ -92,7 +94,5 @@ class Cache:
         """The tensors under their contract names, e.g. `past.prelude.latent`."""
         parts = part_names(config)
         return {
-            f"{prefix}.{stage}.{part}": tensor
-            for stage in STAGES
-            for part, tensor in zip(parts, getattr(self, stage))
+            f"{prefix}.{stage}.{part}": tensor for stage in STAGES for part, tensor in zip(parts, getattr(self, stage))
         }

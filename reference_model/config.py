@@ -155,9 +155,13 @@ class MythosConfig:
         if self.dim % self.n_heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         if self.head_dim % 2:
-            raise ConfigError(f"head dim {self.head_dim} (dim / n_heads) is odd; RoPE rotates pairs, so it must be even")
+            raise ConfigError(
+                f"head dim {self.head_dim} (dim / n_heads) is odd; RoPE rotates pairs, so it must be even"
+            )
         if self.attn_type == "mla" and self.qk_rope_head_dim % 2:
-            raise ConfigError(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; RoPE rotates pairs, so it must be even")
+            raise ConfigError(
+                f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; RoPE rotates pairs, so it must be even"
+            )
         if self.attn_type == "gqa" and self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.n_experts_per_tok > self.n_experts:

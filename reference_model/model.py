@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_model.attention import visible_keys
+from reference_model.attention import Rows, visible_keys
 from reference_model.block import DenseBlock
 from reference_model.cache import Cache
 from reference_model.config import MythosConfig
-from reference_model.layers import RMSNorm, rope_at, rope_frequencies
+from reference_model.layers import RMSNorm, Rope, rope_at, rope_frequencies
 from reference_model.recurrent import LoopState, RecurrentBlock, StepTrace
 
 __all__ = ["MythosModel", "Output", "generate_greedy"]
@@ -76,7 +76,9 @@ class MythosModel(nn.Module):
         loops = int(depths.max())
         past = cache or Cache.empty(self.config, batch=batch, loops=loops, device=input_ids.device)
         if past.loops < loops:
-            raise ValueError(f"n_loops {loops} exceeds the {past.loops} depths in the cache; a sequence keeps its depth for life")
+            raise ValueError(
+                f"n_loops {loops} exceeds the {past.loops} depths in the cache; a sequence keeps its depth for life"
+            )
         if attention_mask is None:
             attention_mask = input_ids.new_ones(batch, past.length + new_tokens)
         if position_ids is None:
@@ -116,7 +118,7 @@ class MythosModel(nn.Module):
         return float(self.recurrent.injection.transition().abs().max())
 
     @staticmethod
-    def _dense(blocks, x, rope, visible, past):  # type: ignore[no-untyped-def]
+    def _dense(blocks: nn.ModuleList, x: Tensor, rope: Rope, visible: Tensor, past: Rows) -> tuple[Tensor, list[Rows]]:
         rows = []
         for layer, block in enumerate(blocks):
             x, new = block(x, rope, visible, (past[0][layer], past[1][layer]))

@@ -15,8 +15,6 @@ import pytest
 from reference_model.config import MythosConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from mythos_export.bundle import Bundle
 
 MakeBundle = Callable[..., "Bundle"]

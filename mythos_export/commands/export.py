@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,6 +14,9 @@ from mythos_export.commands.output import print_json, size
 from mythos_export.loops import parse_loops
 from mythos_export.progress import Reporter
 from reference_model import nano
+
+if TYPE_CHECKING:
+    from mythos_export.pipeline import ExportRequest, Prove
 
 __all__ = ["Options", "run"]
 
@@ -48,9 +52,7 @@ def run(options: Options) -> None:
     if options.scale == "nano" and checkpoint is None:
         checkpoint = nano.CHECKPOINT
     opset = check_target(options.target, options.precision, options.opset)
-    name, config, source = resolve_model(
-        options.scale, options.config, checkpoint, options.attn, options.seed
-    )
+    name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
     name = default_name(name, options.attn, options.precision)
     request = ExportRequest(
         name=name,
@@ -78,13 +80,13 @@ def run(options: Options) -> None:
     _say_done(bundle, report, options.json)
 
 
-def _prover():  # type: ignore[no-untyped-def]
-    from mythos_export.parity.run import prove
+def _prover() -> Prove:
+    from mythos_export.parity.run import prove  # needs a runtime, which --no-validate does not
 
     return prove
 
 
-def _dry_run(request, report: Reporter, json: bool) -> None:  # type: ignore[no-untyped-def]
+def _dry_run(request: ExportRequest, report: Reporter, json: bool) -> None:
     from mythos_export.plan import plan_export
 
     plan = plan_export(request, report)
@@ -92,7 +94,8 @@ def _dry_run(request, report: Reporter, json: bool) -> None:  # type: ignore[no-
         print_json(plan.model_dump())
         return
     print(f"{plan.name}: {plan.parameters:,} parameters, {size(plan.weight_bytes)} of weights ({plan.precision})")
-    print(f"cache: {size(plan.cache_bytes_per_token)} a token and {size(plan.cache_bytes_per_token_and_loop)} a token and loop")
+    fixed, per_loop = size(plan.cache_bytes_per_token), size(plan.cache_bytes_per_token_and_loop)
+    print(f"cache: {fixed} a token, and {per_loop} a token and loop")
     for file, ops in plan.graphs.items():
         print(f"{file}: {sum(ops.values())} nodes, {ops.get('Loop', 0)} Loop")
 

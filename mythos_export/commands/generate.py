@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,7 @@ from mythos_export.commands.output import print_json
 __all__ = ["run"]
 
 
-def run(
-    path: Path, *, prompt: str | None, tokens: str | None, threads: int | None, json: bool, **options: Any
-) -> None:
+def run(path: Path, *, prompt: str | None, tokens: str | None, threads: int | None, json: bool, **options: Any) -> None:
     """Generate, printing tokens (text, with a tokenizer) as they come."""
     given = _token_ids(prompt, tokens)  # a mistake shows before gigabytes are hashed
     engine = engines.load(path, threads=threads)

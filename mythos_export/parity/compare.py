@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -13,6 +15,7 @@ from mythos_export.parity.tolerances import Tolerance
 
 __all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "failed_case"]
 
+_TINY = 1e-30  # keeps a range of zero from dividing
 _MAX_FLIPS = 20  # listed; the count is complete
 
 
@@ -90,7 +93,7 @@ def compare_case(
         failures.append(f"top-1 agrees in {values['top1_agreement']:.2%} of the positions outside near-ties")
     if first_out is not None:
         failures.append(f"hidden state leaves tolerance at depth {first_out}")
-    gap = np.abs(probed.logits[clean] - run.logits[clean]).max() / max(np.ptp(reference.logits[clean]), 1e-30)
+    gap = np.abs(probed.logits[clean] - run.logits[clean]).max() / max(np.ptp(reference.logits[clean]), _TINY)
     if not gap <= tolerance.logits:
         failures.append("the probed graph computes something else than the one that ships")
     return CaseResult(
@@ -141,7 +144,7 @@ def _router_margins(reference: ReferenceRun) -> NDArray[np.float32]:
     k = reference.experts.shape[-1]
     if k == scores.shape[-1]:
         return np.full(scores.shape[:-1], np.inf, np.float32)
-    spread = np.maximum(scores[..., -1] - scores[..., 0], 1e-30)
+    spread = np.maximum(scores[..., -1] - scores[..., 0], _TINY)
     return (scores[..., -k] - scores[..., -k - 1]) / spread
 
 
@@ -159,12 +162,11 @@ def _flip_failures(flips: list[Flip], tolerance: Tolerance) -> list[str]:
     if not wrong:
         return []
     first = min(wrong, key=lambda flip: flip.depth)
-    return [f"{len(wrong)} {first.kind} decisions differ that are no near-tie (first at depth {first.depth}, margin {first.margin:.3g})"]
+    where = f"first at depth {first.depth}, margin {first.margin:.3g}"
+    return [f"{len(wrong)} {first.kind} decisions differ that are no near-tie ({where})"]
 
 
-def _trajectory(
-    case: Case, reference: ReferenceRun, inside: Inside, clean: NDArray[np.bool_]
-) -> list[DepthResult]:
+def _trajectory(case: Case, reference: ReferenceRun, inside: Inside, clean: NDArray[np.bool_]) -> list[DepthResult]:
     results = []
     for depth in range(case.trips):
         counted = clean & (np.array(case.loops)[:, None] > depth)
@@ -176,7 +178,7 @@ def _trajectory(
         results.append(
             DepthResult(
                 depth=depth + 1,
-                hidden_error=float(np.abs(wanted - got).max() / max(np.ptp(wanted), 1e-30)),
+                hidden_error=float(np.abs(wanted - got).max() / max(np.ptp(wanted), _TINY)),
                 router_agreement=float(same.all(axis=-1)[counted].mean()),
                 act_weight_error=float(weights.max()),
             )
@@ -184,22 +186,22 @@ def _trajectory(
     return results
 
 
-def _logit_errors(wanted: NDArray[np.float32], got: NDArray[np.float32], tolerance: Tolerance) -> dict[str, float]:
+def _logit_errors(wanted: NDArray[np.float32], got: NDArray[np.float32], tolerance: Tolerance) -> dict[str, Any]:
     """Measures over positions [n, vocab]."""
-    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    error, extent = np.abs(wanted - got), max(float(np.ptp(wanted)), 1e-30)
-    best = np.sort(wanted, axis=-1)
-    margins = (best[:, -1] - best[:, -2]) / extent if wanted.shape[-1] > 1 else np.full(len(wanted), np.inf)
+    ours, theirs = got.astype(np.float64), wanted.astype(np.float64)
+    error, extent = np.abs(theirs - ours), max(float(np.ptp(theirs)), _TINY)
+    best = np.sort(theirs, axis=-1)
+    margins = (best[:, -1] - best[:, -2]) / extent if theirs.shape[-1] > 1 else np.full(len(theirs), np.inf)
     decided = margins > tolerance.top1_margin
-    agree = (wanted.argmax(-1) == got.argmax(-1))[decided]
-    p, q = _log_softmax(wanted), _log_softmax(got)
-    norms = np.linalg.norm(wanted) * np.linalg.norm(got)
+    agree = (theirs.argmax(-1) == ours.argmax(-1))[decided]
+    p, q = _log_softmax(theirs), _log_softmax(ours)
+    norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
     return {
         "max_abs_error": float(error.max()),
         "mean_abs_error": float(error.mean()),
         "error_over_range": float(error.max() / extent),
-        "relative_error": float(np.linalg.norm(wanted - got) / max(np.linalg.norm(wanted), 1e-30)),
-        "cosine": float((wanted * got).sum() / max(norms, 1e-30)),
+        "relative_error": float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(theirs), _TINY)),
+        "cosine": float((theirs * ours).sum() / max(norms, _TINY)),
         "kl": float((np.exp(p) * (p - q)).sum(-1).mean()),
         "top1_agreement": float(agree.mean()) if len(agree) else 1.0,
         "near_ties": int((~decided).sum()),

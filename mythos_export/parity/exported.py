@@ -54,10 +54,12 @@ def _inside(seen: list[dict[str, NDArray[Any]]], batch: int) -> Inside:
 
 
 def _feed(graph: Graph, parts: list[CachePart], case: Case) -> tuple[ExportedRun, list[dict[str, NDArray[Any]]]]:
-    batch, seq = case.ids.shape
+    batch = len(case.loops)
     depth = graph.loops if isinstance(graph.loops, int) else case.trips
     past = {
-        part.name: np.zeros((depth if part.depth == "loops" else part.depth, batch, 0, *part.row), storage_dtype(part.dtype))
+        part.name: np.zeros(
+            (depth if part.depth == "loops" else part.depth, batch, 0, *part.row), storage_dtype(part.dtype)
+        )
         for part in parts
     }
     positions = (case.mask.cumsum(axis=1) - 1).clip(min=0)
@@ -74,7 +76,9 @@ def _feed(graph: Graph, parts: list[CachePart], case: Case) -> tuple[ExportedRun
             **{f"past.{name}": rows for name, rows in past.items()},
         }
         step_logits, step_halting, *rows = graph.run(inputs, outputs)
-        past = {name: np.concatenate((old, new), axis=2) for (name, old), new in zip(past.items(), rows) if _fits(old, new)}
+        past = {
+            name: np.concatenate((old, new), axis=2) for (name, old), new in zip(past.items(), rows) if _fits(old, new)
+        }
         logits.append(step_logits)
         halting.append(step_halting)
         if isinstance(graph, ProbedGraph):

@@ -77,7 +77,9 @@ def _trajectory_rows(graph: GraphReport) -> list[str]:
     if not prefills:
         return []
     deepest = max(prefills, key=lambda case: max(case.loops))
-    rows = [f"trajectory at {max(deepest.loops)} loops: depth, hidden error / range, router agreement, ACT weight error"]
+    rows = [
+        f"trajectory at {max(deepest.loops)} loops: depth, hidden error / range, router agreement, ACT weight error"
+    ]
     rows += [
         f"  {depth.depth:>3}  {depth.hidden_error:.2e}  {depth.router_agreement:7.2%}  {depth.act_weight_error:.2e}"
         for depth in deepest.trajectory

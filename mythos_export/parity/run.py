@@ -98,8 +98,8 @@ def _check_graph(
         gc.collect()  # the first session's memory, before the second takes as much
         probed = run_all(ProbedGraph(engine, file))
     results = [
-        _result(case, reference, *outcomes, tolerance)
-        for (case, reference), *outcomes in zip(cases, shipped, probed)
+        _result(case, reference, ours, probes, tolerance)
+        for (case, reference), ours, probes in zip(cases, shipped, probed)
     ]
     return GraphReport(file=file.file, depth=file.loops, cases=results)
 
@@ -111,9 +111,7 @@ def _run(graph: Graph, parts: list[CachePart], case: Case) -> Outcome:
         return error
 
 
-def _result(
-    case: Case, reference: ReferenceRun, shipped: Outcome, probed: Outcome, tolerance: Tolerance
-) -> CaseResult:
+def _result(case: Case, reference: ReferenceRun, shipped: Outcome, probed: Outcome, tolerance: Tolerance) -> CaseResult:
     for outcome in (shipped, probed):
         if isinstance(outcome, EngineError):
             return failed_case(case, [str(outcome)])

@@ -3,8 +3,8 @@
 from mythos_export.passes.lower_attention import LowerGroupedQueryAttention, LowerLatentAttention
 from mythos_export.passes.lower_moe import LowerMoEGrouped
 from mythos_export.passes.lower_norm import LowerNorm
-from mythos_export.passes.tidy import Tidy
 from mythos_export.passes.reduce_precision import ReducePrecision
+from mythos_export.passes.tidy import Tidy
 from mythos_export.passes.transpose_weights import TransposeWeights
 from mythos_export.passes.unroll import Unroll
 

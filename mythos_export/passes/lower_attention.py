@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from mythos_export.graph_parts import Builder, parameter
+from mythos_export.graph_parts import Builder, given, parameter, sizes
 from mythos_export.passes.rewriting import Lowering, attribute
 
 __all__ = ["LowerGroupedQueryAttention", "LowerLatentAttention"]
@@ -30,7 +30,7 @@ class LowerLatentAttention(Lowering):
         self.heads, self.nope_dim, self.v_dim = heads, nope_dim, v_dim
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
-        q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = node.inputs
+        q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = given(node)
         scale = build.scalar(attribute(node, "scale"))
         up_key, up_value = self._absorbed(main, kv_up)
         # [b, s, h, n] -> [b, h, s, n] -> latent space [b, h, s, k] -> one query row per head and token [b, h * s, k]
@@ -46,7 +46,7 @@ class LowerLatentAttention(Lowering):
         return build.op("Reshape", [values, build.ints(0, 0, self.heads * self.v_dim)])
 
     def _absorbed(self, main: ir.Graph, kv_up: ir.Value) -> tuple[ir.Value, ir.Value]:
-        rank = int(kv_up.shape[1])
+        rank = sizes(kv_up)[1]
         key = parameter(main, f"{kv_up.name}.key", [self.heads, self.nope_dim, rank])
         value = parameter(main, f"{kv_up.name}.value", [self.heads, rank, self.v_dim])
         return key, value
@@ -61,7 +61,7 @@ class LowerGroupedQueryAttention(Lowering):
         self.heads, self.head_dim = heads, head_dim
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
-        query, key, value, past_key, past_value, visible = node.inputs
+        query, key, value, past_key, past_value, visible = given(node)
         kv_heads = attribute(node, "kv_heads")
         scale = build.scalar(attribute(node, "scale"))
         # [b, s, h, d] -> [b, h, s, d] -> [b, kv, g * s, d]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mythos_export.graph_parts import Builder, parameter
+from mythos_export.graph_parts import Builder, given, parameter
 from mythos_export.passes.rewriting import Lowering
 
 __all__ = ["LowerMoEGrouped"]
@@ -28,7 +28,7 @@ class LowerMoEGrouped(Lowering):
         self.experts, self.top_k, self.dim, self.expert_dim = experts, top_k, dim, expert_dim
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
-        tokens, chosen, weights = node.inputs  # [n, d], [n, k], [n, k]
+        tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
         pairs = build.op("Reshape", [chosen, build.ints(-1)])  # [n * k] expert of each pair
         count = build.op("Shape", [pairs])
         _, order = build.op("TopK", [pairs, count], outputs=2, axis=0, largest=0, sorted=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mythos_export.graph_parts import Builder
+from mythos_export.graph_parts import Builder, given
 from mythos_export.passes.rewriting import Lowering, attribute
 
 __all__ = ["LowerNorm"]
@@ -16,7 +16,7 @@ class LowerNorm(Lowering):
     op_type = "RMSNorm"
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
-        x, weight = node.inputs
+        x, weight = given(node)
         square = build.op("Pow", [x, build.scalar(2.0)])
         mean = build.op("ReduceMean", [square, build.ints(-1)], keepdims=1)
         root = build.op("Sqrt", [build.op("Add", [mean, build.scalar(attribute(node, "epsilon"))])])

@@ -38,7 +38,9 @@ class Lowering(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        left = [node.name for node in model.graph.all_nodes() if node.domain == "mythos" and node.op_type == self.op_type]
+        left = [
+            node.name for node in model.graph.all_nodes() if node.domain == "mythos" and node.op_type == self.op_type
+        ]
         if left:
             raise ir.passes.PostconditionError(f"{type(self).__name__}: {self.op_type} left at {left[0]}")
 

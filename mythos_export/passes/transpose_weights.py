@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.graph_parts import HEAD_NAME, Builder, is_parameter, parameter
+from mythos_export.graph_parts import HEAD_NAME, Builder, is_parameter, parameter, sizes
 from mythos_export.passes.rewriting import PassDidNothing
 
 __all__ = ["TransposeWeights"]
@@ -59,6 +59,6 @@ class TransposeWeights(ir.passes.InPlacePass):
 
 
 def _transposed(weight: ir.Value | None, main: ir.Graph) -> ir.Value:
-    assert weight is not None and weight.shape is not None
-    rows, columns = (int(size) for size in weight.shape)
+    assert weight is not None
+    rows, columns = sizes(weight)
     return parameter(main, f"{weight.name}.T", [columns, rows])

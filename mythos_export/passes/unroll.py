@@ -24,7 +24,8 @@ class Unroll(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         loop = recurrent_loop(graph)
-        state, scans = list(loop.inputs[2:]), [[] for _ in loop.outputs[_STATE:]]  # type: ignore[var-annotated]
+        state: list[ir.Value] = [value for value in loop.inputs[2:] if value is not None]
+        scans: list[list[ir.Value]] = [[] for _ in loop.outputs[_STATE:]]
         for index in range(self.depth):
             state, rows = self._copy_body(graph, loop, index, state)
             for scan, value in zip(scans, rows):
@@ -44,8 +45,8 @@ class Unroll(ir.passes.InPlacePass):
             raise ir.passes.PostconditionError("Unroll: a Loop is left")
 
     def _copy_body(
-        self, graph: ir.Graph, loop: ir.Node, index: int, state: list[ir.Value | None]
-    ) -> tuple[list[ir.Value | None], list[ir.Value]]:
+        self, graph: ir.Graph, loop: ir.Node, index: int, state: list[ir.Value]
+    ) -> tuple[list[ir.Value], list[ir.Value]]:
         body = loop.attributes["body"].as_graph().clone(allow_outer_scope_values=True)
         build = Builder(f"loop{index}")
         number = build.op("Constant", [], value=ir.tensor(index, dtype=ir.DataType.INT64))
@@ -63,7 +64,7 @@ class Unroll(ir.passes.InPlacePass):
         nodes = list(body)
         body.remove(nodes)
         graph.insert_before(loop, [*build.nodes, *nodes])
-        return list(results[:_STATE]), results[_STATE:]
+        return results[:_STATE], results[_STATE:]
 
     @staticmethod
     def _take_constant(graph: ir.Graph, value: ir.Value, index: int) -> None:

@@ -137,10 +137,14 @@ def test_rows_not_caches_leave_the_graph(model: onnx.ModelProto) -> None:
                 assert node.op_type in ("Gather", "Shape"), f"{node.op_type} reads a whole past"
                 past |= set(node.output) if node.op_type == "Gather" else set()
                 break
-    assert "Concat" not in {node.op_type for graph in _graphs(model.graph) for node in graph.node if past & set(node.input)}
+    assert "Concat" not in {
+        node.op_type for graph in _graphs(model.graph) for node in graph.node if past & set(node.input)
+    }
 
 
-@pytest.mark.parametrize("fields", [{"prelude_layers": 0, "coda_layers": 0}, {"n_experts": 1, "n_experts_per_tok": 1, "n_shared_experts": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"prelude_layers": 0, "coda_layers": 0}, {"n_experts": 1, "n_experts_per_tok": 1, "n_shared_experts": 0}]
+)
 def test_corner_shapes_export(fields: dict[str, int], mla_config: MythosConfig, make_bundle) -> None:  # type: ignore[no-untyped-def]
     from dataclasses import replace
 

@@ -55,7 +55,12 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
         MythosConfig.from_file(file)
 
 
-@given(st.dictionaries(st.sampled_from(["dim", "n_heads", "dropout", "attn_type", "x"]), st.none() | st.integers() | st.text() | st.lists(st.none())))
+@given(
+    st.dictionaries(
+        st.sampled_from(["dim", "n_heads", "dropout", "attn_type", "x"]),
+        st.none() | st.integers() | st.text() | st.lists(st.none()),
+    )
+)
 def test_hostile_values_raise_one_kind_of_error(values: dict[str, object]) -> None:
     try:
         MythosConfig.from_dict(json.loads(json.dumps(values)))

@@ -36,7 +36,9 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def configs() -> st.SearchStrategy[MythosConfig]:
     """Random small models of every feature."""
 
-    def build(heads: int, groups: int, half_head: int, attn: str, experts: int, top_k: int, **rest: int) -> MythosConfig:
+    def build(
+        heads: int, groups: int, half_head: int, attn: str, experts: int, top_k: int, **rest: int
+    ) -> MythosConfig:
         return MythosConfig(
             vocab_size=53,
             dim=heads * groups * 2 * half_head,
@@ -119,7 +121,9 @@ def test_generation_is_upstreams(upstream: ModuleType, mla_config: MythosConfig)
 class TestBeyondUpstream:
     """What upstream lacks; each must equal the plain run of the sequence alone."""
 
-    def test_left_padding_and_depth_per_sequence(self, upstream: ModuleType, mla_config: MythosConfig, attn: str) -> None:
+    def test_left_padding_and_depth_per_sequence(
+        self, upstream: ModuleType, mla_config: MythosConfig, attn: str
+    ) -> None:
         theirs, ours = pair(upstream, replace(mla_config, attn_type=attn), 7)
         lengths, depths = [9, 4, 6], [3, 8, 1]
         ids = torch.randint(0, 97, (3, 9), generator=torch.Generator().manual_seed(2))
@@ -129,7 +133,9 @@ class TestBeyondUpstream:
             for row, (length, depth) in enumerate(zip(lengths, depths)):
                 alone = theirs(ids[row : row + 1, 9 - length :], n_loops=depth)
                 assert_close(out.logits[row : row + 1, 9 - length :], alone)
-                assert torch.equal(out.halting_depth[row, 9 - length :], ours(ids[row : row + 1, 9 - length :], depth).halting_depth[0])
+                assert torch.equal(
+                    out.halting_depth[row, 9 - length :], ours(ids[row : row + 1, 9 - length :], depth).halting_depth[0]
+                )
 
     def test_decoding_a_padded_batch(self, upstream: ModuleType, mla_config: MythosConfig, attn: str) -> None:
         _, ours = pair(upstream, replace(mla_config, attn_type=attn), 8)
@@ -140,7 +146,9 @@ class TestBeyondUpstream:
         assert torch.equal(batch[1], torch.cat(list(generate_greedy(ours, ids[1:, 2:], 5, 8))))
 
     @pytest.mark.parametrize("chunks", [(9,), (5, 4), (1, 7, 1), (3, 3, 3)])
-    def test_chunked_prefill(self, upstream: ModuleType, mla_config: MythosConfig, attn: str, chunks: tuple[int, ...]) -> None:
+    def test_chunked_prefill(
+        self, upstream: ModuleType, mla_config: MythosConfig, attn: str, chunks: tuple[int, ...]
+    ) -> None:
         theirs, ours = pair(upstream, replace(mla_config, attn_type=attn), 9)
         ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(4))
         cache: Cache | None = None

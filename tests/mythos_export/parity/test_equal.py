@@ -52,7 +52,9 @@ def test_fp32_is_equal_at_every_loop_count(bundle: Bundle, config: MythosConfig)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precisions_are_within_their_tolerance(precision: str, config: MythosConfig, make_bundle: MakeBundle) -> None:
+def test_half_precisions_are_within_their_tolerance(
+    precision: str, config: MythosConfig, make_bundle: MakeBundle
+) -> None:
     bundle = make_bundle(config, precision=precision)
     report = parity(bundle, config, (1, 4, 8))
     assert report.passed, report.failures
