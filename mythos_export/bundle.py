@@ -256,7 +256,7 @@ def _read_json(path: Path) -> Any:
         raise BundleError(f"{path}: not a bundle ({missing})") from None
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({_reason(error)})") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise BundleError(f"{file}: not valid UTF-8; copy or export the bundle again") from error
     try:
         return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)

@@ -41,8 +41,6 @@ _EXTRAS = {
     "onnxruntime": "cpu",
 }
 
-_SIGPIPE = 128 + 13  # as a shell reports it
-
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
@@ -196,7 +194,7 @@ def main() -> NoReturn:
         _fail("interrupted; nothing was kept")
     except BrokenPipeError:  # the reader has seen enough
         _drop_stdout()
-        sys.exit(_SIGPIPE)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         _fail(_missing(error))
     except MemoryError:

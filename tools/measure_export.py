@@ -2,13 +2,13 @@
 
     python tools/measure_export.py -- --scale 1b --no-validate --output /tmp/out
 
-Peak RSS is the operating system's own figure for the whole child process (`getrusage`).
+Peak RSS is the operating system's own figure for the whole child process (`wait4`).
 """
 
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -19,10 +19,17 @@ __all__ = ["measure"]
 def measure(arguments: list[str]) -> dict[str, float | int | list[str]]:
     """Run `mythos-export` with these arguments; seconds, peak RSS in GiB, exit code."""
     started = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "mythos_export", *arguments], check=False).returncode
+    child = subprocess.Popen([sys.executable, "-m", "mythos_export", *arguments])
+    _, status, usage = os.wait4(child.pid, 0)  # this child's figures, not those of all children so far
+    child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
-    return {"arguments": arguments, "seconds": round(seconds, 1), "peak_rss_gib": round(peak, 2), "exit_code": code}
+    peak = usage.ru_maxrss / 2**20  # ru_maxrss is in KiB on Linux
+    return {
+        "arguments": arguments,
+        "seconds": round(seconds, 1),
+        "peak_rss_gib": round(peak, 2),
+        "exit_code": child.returncode,
+    }
 
 
 def main() -> int:

@@ -196,7 +196,7 @@ def forward(model: MythosModel, ids: Tensor, loops: int) -> Passed:
 
 def losses(model: MythosModel, passed: Passed, prompts: task.Prompts) -> Losses:
     """The answer, the symbol reached after each loop, the start before any, and when to halt."""
-    hops, path, answer = (torch.from_numpy(part) for part in (prompts.hops, prompts.path, prompts.answer))
+    hops, path, answer = (torch.as_tensor(part) for part in (prompts.hops, prompts.path, prompts.answer))
     loops = passed.halting.shape[1]
     reached = model.head(passed.hidden)  # [b, 1 + t, vocab]
     depth = torch.arange(1, loops + 1)
@@ -213,8 +213,8 @@ def losses(model: MythosModel, passed: Passed, prompts: task.Prompts) -> Losses:
 @torch.inference_mode()
 def measure(model: MythosModel, prompts: task.Prompts, n_loops: int) -> dict[str, Any]:
     """Accuracy per k, and the halting depth over all tokens and at the answer's position."""
-    out = model(torch.from_numpy(prompts.ids), n_loops, logits_to_keep=1)
-    right = (out.logits[:, 0].argmax(-1).numpy() == prompts.answer).astype(float)
+    out = model(torch.as_tensor(prompts.ids), n_loops, logits_to_keep=1)
+    right = (out.logits[:, 0].argmax(-1).cpu().numpy() == prompts.answer).astype(float)
     depth, last = out.halting_depth.float(), out.halting_depth[:, -1].float()
     return {
         "accuracy": {int(k): float(right[prompts.hops == k].mean()) for k in sorted(set(prompts.hops.tolist()))},
@@ -228,9 +228,9 @@ def measure(model: MythosModel, prompts: task.Prompts, n_loops: int) -> dict[str
 @torch.inference_mode()
 def hop_accuracy(model: MythosModel, prompts: task.Prompts) -> list[float]:
     """How often the last token's hidden state names f applied t times after loop t, for t = 1..`MAX_HOPS`."""
-    out = model(torch.from_numpy(prompts.ids), task.MAX_HOPS, logits_to_keep=1)
+    out = model(torch.as_tensor(prompts.ids), task.MAX_HOPS, logits_to_keep=1)
     named = torch.stack([model.head(step.hidden[:, -1]).argmax(-1) for step in out.trace], dim=1)
-    return (named == torch.from_numpy(prompts.path[:, 1:])).float().mean(0).tolist()
+    return (named == torch.as_tensor(prompts.path[:, 1:])).float().mean(0).tolist()
 
 
 class Trainer:
@@ -276,7 +276,7 @@ class Trainer:
         factor = self._schedule()
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * factor * group["rate"]
-        passed = forward(self.model, torch.from_numpy(prompts.ids), self.loops)
+        passed = forward(self.model, torch.as_tensor(prompts.ids), self.loops)
         parts = losses(self.model, passed, prompts)
         loss = (
             parts.answer
@@ -314,7 +314,7 @@ class Trainer:
             return
         newest = prompts.hops == at.hops
         if newest.any():
-            right = passed.logits.argmax(-1).numpy() == prompts.answer
+            right = passed.logits.argmax(-1).cpu().numpy() == prompts.answer
             at.newest += 0.05 * (float(right[newest].mean()) - at.newest)
         if at.newest < self.recipe.mastered:
             return
@@ -348,7 +348,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.at = Progressed(**state["at"])
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
 
 
 def plain(model: MythosModel) -> MythosModel:
@@ -400,7 +400,7 @@ def tables(folder: Path) -> str:
 def export(model: MythosModel, folder: Path) -> None:
     """Write checkpoint, config and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     (folder / CHECKPOINT.name).write_bytes(save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG.name).write_text(model.config.to_json(), encoding="utf-8")
     build_tokenizer().save(str(folder / TOKENIZER.name))
@@ -417,6 +417,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--anneal-steps", type=int, default=Recipe.anneal_steps)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (faster; not yet run on hardware)")
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints and log records")
     return parser.parse_args(arguments)
 
@@ -427,6 +428,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.measure:
         print(tables(options.output))
         return
+    torch.set_default_device(options.device)
     options.work.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(seed=options.seed, learning_rate=options.learning_rate, anneal_steps=options.anneal_steps)
     trainer = Trainer(CONFIG_NANO, recipe)
