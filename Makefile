@@ -11,7 +11,7 @@ ORACLE := open-mythos==0.5.0  # it pins another torch, hence --no-deps
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_DEV := $(VENV)/.installed-dev
 
-DEMO_MODEL := --config reference_model/nano/config.json --checkpoint reference_model/nano/model.safetensors
+DEMO_MODEL := --scale nano
 DEMO_PROMPT := d>a h>c a>h f>g c>e g>b b>d e>f 3 a
 DEMO_BUNDLE := runs/demo
 
@@ -24,7 +24,7 @@ help:  ## list the targets
 
 demo: $(FOR_DEMO)  ## export the small model that ships here, and generate from it
 	$(BIN)/mythos-export $(DEMO_MODEL) --loops dynamic --output $(DEMO_BUNDLE) --force
-	$(BIN)/mythos-export generate $(DEMO_BUNDLE) --prompt "$(DEMO_PROMPT)" --max-new-tokens 1
+	$(BIN)/mythos-export generate $(DEMO_BUNDLE) --prompt "$(DEMO_PROMPT)" --loops 8 --max-new-tokens 1
 
 test: lint types unit  ## lint, types and tests; with CI set, the dear tests too
 

@@ -188,39 +188,48 @@ def main() -> NoReturn:
     _interrupt_on("SIGTERM", "SIGHUP")
     try:
         _check_encoding()
-        code = app(standalone_mode=False)
+        _invoke()
         sys.stdout.flush()
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was kept")
     except BrokenPipeError:  # the reader has seen enough
         _drop_stdout()
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        _fail(_missing(error))
-    except MemoryError:
-        _fail("out of memory; a smaller --scale, or --no-validate, needs less")
     except OSError as error:
         _drop_stdout()
         _fail(f"{error.filename or 'the result'}: {error.strerror or error}")
     except Exception as error:
-        if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
-            _fail(usage())
-        if not isinstance(error, _user_errors()):
+        line = _mendable(error)
+        if line is None:
             raise
-        _fail(str(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        _fail(line)
+    sys.exit(0)
+
+
+def _invoke() -> None:
+    """As `app()`, but for typer's own handling of Ctrl-C and of a closed pipe, which differs between its releases."""
+    command = typer.main.get_command(app)
+    with command.make_context("mythos-export", sys.argv[1:]) as context:
+        command.invoke(context)
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to tell the user; None for a defect of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        extra = _EXTRAS.get(package)
+        return extra and f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch has no type of its own for it
+        return "out of memory; a smaller --scale, or --no-validate, needs less"
+    if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
+        return str(usage())
+    return str(error) if isinstance(error, _user_errors()) else None
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     return tuple(getattr(sys.modules[module], name) for module, name in _USER_ERRORS if module in sys.modules)
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    package = (error.name or "").split(".")[0]
-    extra = _EXTRAS.get(package)
-    if extra is None:
-        raise error
-    return f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
 
 
 def _interrupt_on(*names: str) -> None:

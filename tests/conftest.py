@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from reference_model.config import MythosConfig
 
 if TYPE_CHECKING:
     from mythos_export.bundle import Bundle
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on many threads only wait for each other
 
 MakeBundle = Callable[..., "Bundle"]
 
@@ -97,12 +100,3 @@ def tiny_bundle(make_bundle: MakeBundle, mla_config: MythosConfig) -> Path:
 def tiny_gqa_bundle(make_bundle: MakeBundle, gqa_config: MythosConfig) -> Path:
     """An exported GQA bundle; do not change it (copy it)."""
     return make_bundle(gqa_config).path
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _few_threads() -> None:
-    """Small tensors on many threads only wait for each other."""
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(1)

@@ -62,6 +62,7 @@ def _pytorch(bundle: Bundle) -> Answers:
     from mythos_export.parity.source import source_of_bundle
     from reference_model.checkpoint import load_model
 
+    torch.set_num_threads(1)  # nano's operators take microseconds; threads only wait for each other
     config, source = source_of_bundle(bundle, None)
     model = load_model(source, config)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,16 @@ from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
 from reference_model.recurrent import StepTrace
 
-__all__ = ["ReferenceRun", "WeightComparison", "compare_weights", "reference_model", "run_reference"]
+__all__ = [
+    "ReferenceRun",
+    "WeightComparison",
+    "compare_weights",
+    "few_threads_if_small",
+    "reference_model",
+    "run_reference",
+]
 
+_WIDE = 1024  # model dim from which a second thread helps
 _MIN_MAPPED = 1 << 16  # numbers; smaller tensors are not worth a mapping
 
 
@@ -112,6 +121,17 @@ class _Overlay:
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32 if name in self._mapped else self._source.dtype(name)
+
+
+@contextlib.contextmanager
+def few_threads_if_small(config: MythosConfig) -> Iterator[None]:
+    """A small model's operators take microseconds: threads only wait for each other, on a busy machine for long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if config.dim < _WIDE else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -13,7 +13,13 @@ from mythos_export.parity.cases import Case, cases_for, default_loops
 from mythos_export.parity.compare import CaseResult, compare_case, failed_case
 from mythos_export.parity.exported import ExportedRun, run_graph
 from mythos_export.parity.probe import ProbedGraph
-from mythos_export.parity.reference import ReferenceRun, compare_weights, reference_model, run_reference
+from mythos_export.parity.reference import (
+    ReferenceRun,
+    compare_weights,
+    few_threads_if_small,
+    reference_model,
+    run_reference,
+)
 from mythos_export.parity.report import GraphReport, ParityReport, render
 from mythos_export.parity.tolerances import TOLERANCES, Tolerance
 from mythos_export.progress import Reporter
@@ -48,13 +54,14 @@ def check_parity(
         weights = compare_weights(bundle, source, config, advance)
     model = reference_model(source, config, weights.mapped)
     cases = cases_for(config, loops)
-    with report.step("run PyTorch", sum(case.trips for case in cases)) as advance:
+    with report.step("run PyTorch", sum(case.trips for case in cases)) as advance, few_threads_if_small(config):
         references = []
         for case in cases:
             references.append(run_reference(model, case))
             advance(case.trips)
     del model
     weights.mapped.clear()
+    gc.collect()  # PyTorch's memory, before the runtime takes its own
     engine = OnnxRuntimeEngine(bundle, spinning=False)
     graphs = [
         _check_graph(engine, file, [*zip(cases, references)], tolerance, report) for file in bundle.manifest.graphs
