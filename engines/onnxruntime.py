@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntimeEngine"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_MAX_THREADS = 1024
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _SILENT = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
 
@@ -72,6 +73,8 @@ class OnnxRuntimeEngine(Engine):
         self._ort = _import()
         self._providers = _checked_providers(self._ort, providers)
         self._threads = None if threads is None else check_count("threads", threads)
+        if threads is not None and threads > _MAX_THREADS:
+            raise EngineError(f"threads is {threads}; it must lie in 1..{_MAX_THREADS}")
         self._spinning = spinning
 
     def load_graph(self, file: GraphFile) -> Graph:

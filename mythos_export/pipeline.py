@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from mythos_export import __version__, weights
-from mythos_export.bundle import Bundle, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry
+from mythos_export.bundle import Bundle, BundleError, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry
 from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import LoopsOption
@@ -114,8 +114,17 @@ def _write_weights(
     request: ExportRequest, graphs: dict[str, ir.Model], parameters: dict[str, ir.Value], folder: Path, report: Reporter
 ) -> None:
     tensors = weights.bind(parameters, request.source, request.config)
-    with report.step("write weights", sum(tensor.nbytes for tensor in tensors)) as advance:
+    total = sum(tensor.nbytes for tensor in tensors)
+    _check_room(request.output, folder, total)
+    with report.step("write weights", total) as advance:
         weights.write(graphs.values(), tensors, folder, lambda _, size: advance(size))
+
+
+def _check_room(output: Path, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sizes_of = f"{needed / 1e9:.3g} GB of weights, {free / 1e9:.3g} GB free"
+        raise BundleError(f"{output}: cannot be written (no room on the disk: {sizes_of}); nothing was kept")
 
 
 def _write_graphs(graphs: dict[str, ir.Model], folder: Path, report: Reporter) -> None:

@@ -118,9 +118,13 @@ class MythosConfig:
             ConfigError: the file is missing, too large, not a JSON object, or not a valid config.
         """
         try:
-            if path.stat().st_size > _MAX_CONFIG_BYTES:
+            if not path.is_file() and path.exists():
+                raise ConfigError(f"{path}: cannot be read (not a regular file)")
+            with path.open("rb") as file:
+                content = file.read(_MAX_CONFIG_BYTES + 1)
+            if len(content) > _MAX_CONFIG_BYTES:
                 raise ConfigError(f"{path}: larger than 1 MiB, so not a model config")
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(content.decode("utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except (UnicodeDecodeError, ValueError, RecursionError) as error:

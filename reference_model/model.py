@@ -115,7 +115,7 @@ class MythosModel(nn.Module):
 
     def spectral_radius(self) -> float:
         """Largest |A| of the injection; below 1 the loop cannot blow up."""
-        return float(self.recurrent.injection.transition().abs().max())
+        return float(self.recurrent.injection.transition().detach().abs().max())
 
     @staticmethod
     def _dense(blocks: nn.ModuleList, x: Tensor, rope: Rope, visible: Tensor, past: Rows) -> tuple[Tensor, list[Rows]]:

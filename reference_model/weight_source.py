@@ -133,7 +133,7 @@ class StoredWeights(ABC):
 
         The sha256 of several files is that of the lines `<file name> <sha256 of the file>`, sorted by name.
         """
-        return {"kind": "checkpoint", "path": str(self.path), "sha256": self._sha256, "format": self.format}
+        return {"kind": "checkpoint", "path": str(self.path.resolve()), "sha256": self._sha256, "format": self.format}
 
     @abstractmethod
     def _files(self) -> list[Path]:

@@ -18,7 +18,7 @@ from mythos_export.parity.cases import Case
 from mythos_export.parity.source import load_graph
 from mythos_export.weights import expected, source_of
 from reference_model.cache import Cache
-from reference_model.checkpoint import WeightSource, load_model
+from reference_model.checkpoint import WeightSource, load_model, parameter_shapes
 from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
 from reference_model.recurrent import StepTrace
@@ -79,6 +79,8 @@ def compare_weights(
         elif tensor.dtype == torch.float32 and tensor.numel() >= _MIN_MAPPED and not name.endswith((".key", ".value")):
             mapped[source_of(name)[0]] = tensor.T if name.endswith(".T") else tensor
         progress(stored.nbytes)
+    held = {source_of(name)[0] for name in stored_parameters}
+    differing += sorted(name for name in parameter_shapes(config) if name not in held)  # left out, or put in the graph
     return WeightComparison(len(stored_parameters), differing, mapped)
 
 

@@ -102,10 +102,10 @@ def test_loops_are_one_for_all_or_one_each() -> None:
 @pytest.mark.parametrize(
     ("loops", "message"),
     [
-        (0, "loops is 0; it must lie in 1..2147483647"),
-        (-3, "loops is -3; it must lie in 1..2147483647"),
-        (1 << 31, "loops is 2147483648; it must lie in 1..2147483647"),
-        ([1, 0], "loops is 0; it must lie in 1..2147483647"),
+        (0, "loops is 0; it must lie in 1..4096"),
+        (-3, "loops is -3; it must lie in 1..4096"),
+        (4097, "loops is 4097; it must lie in 1..4096"),
+        ([1, 0], "loops is 0; it must lie in 1..4096"),
         ([1, 2, 3], "loops has 3 values for 2 sequences; give one number, or one per sequence"),
         ([4], "loops has 1 values for 2 sequences; give one number, or one per sequence"),
         (2.0, "loops is 2.0; it must be an integer"),

@@ -54,7 +54,7 @@ def export(order: dict[str, Any]) -> int:
         cli.main()
     except SystemExit as done:
         return int(done.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the fork must not go on as its parent
         traceback.print_exc()
         return 1
     finally:

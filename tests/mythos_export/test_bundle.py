@@ -230,7 +230,7 @@ class TestFileNames:
     def test_that_no_bundle_holds(self, bundle: Path, name: str) -> None:
         assert "refused" in refusal(self.listing(bundle, name))
 
-    @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\0b", "a\udcff", "a\ud800"])
+    @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\0b", "a\udcff"])
     def test_that_cannot_be_printed(self, bundle: Path, name: str) -> None:
         assert "which no bundle holds; refused" in refusal(self.listing(bundle, name))
 

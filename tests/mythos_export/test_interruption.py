@@ -56,7 +56,7 @@ class Export:
     def interrupt(self, number: signal.Signals) -> int:
         """Send a signal once weights are being written."""
         until = time.monotonic() + PATIENCE
-        while not any(file.stat().st_size for file in self.folder.glob(".x.partial-*/model.onnx.data")):
+        while not any(self.folder.glob(".x.partial-*/**/model.onnx.data")):  # onnx-ir writes in a folder within
             assert time.monotonic() < until, self.stderr
             time.sleep(0.01)
         os.kill(self.process, number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,21 @@ def write(folder: Path, content: str) -> None:
     (folder / "content").write_text(content)
 
 
-def make(output: Path, content: str) -> Path:
-    with staged(output) as folder:
+def nothing() -> None:
+    """What happens while a bundle is written, if nothing does."""
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def make(output: Path, content: str, *, force: bool = False, meanwhile: Callable[[], object] = nothing) -> Path:
+    with staged(output, force=force) as folder:
         write(folder, content)
+        meanwhile()
     return output
 
 
@@ -39,18 +53,17 @@ def test_the_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
     assert len(list(output.parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_nothing_not_even_parents(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), staged(tmp_path / "made" / "on" / "bundle") as folder:
-        write(folder, "new")
-        raise error
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), SystemExit()])
+def test_a_failure_leaves_nothing_not_even_parents(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        make(tmp_path / "made" / "on" / "bundle", "new", meanwhile=failing(error))
     assert tree(tmp_path) == []
 
 
 def test_a_parent_that_was_there_stays(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(RuntimeError), staged(tmp_path / "there" / "made" / "bundle"):
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "there" / "made" / "bundle", "new", meanwhile=failing(RuntimeError()))
     assert tree(tmp_path) == ["there"]
 
 
@@ -58,16 +71,14 @@ def test_a_parent_that_was_there_stays(tmp_path: Path) -> None:
     "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("4096 requested and 7 written")]
 )
 def test_a_full_disk_is_one_line(tmp_path: Path, error: OSError) -> None:
-    with pytest.raises(BundleError, match=error.strerror or "4096 requested") as raised, staged(tmp_path / "x"):
-        raise error
+    with pytest.raises(BundleError, match=error.strerror or "4096 requested") as raised:
+        make(tmp_path / "x", "new", meanwhile=failing(error))
     assert "None" not in str(raised.value)
 
 
 def test_a_second_interruption_while_cleaning_up_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     remove, calls = shutil.rmtree, []
 
     def interrupted(path: Path, ignore_errors: bool) -> None:
@@ -77,16 +88,16 @@ def test_a_second_interruption_while_cleaning_up_leaves_nothing(
         remove(path, ignore_errors=ignore_errors)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "x"):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "x", "new", meanwhile=failing(KeyboardInterrupt()))
     assert tree(tmp_path) == []
 
 
 class TestAnOlderBundle:
     def test_is_kept_without_force(self, tmp_path: Path) -> None:
         make(tmp_path / "x", "old")
-        with pytest.raises(BundleError, match="exists already; pass --force"), staged(tmp_path / "x"):
-            pytest.fail("nothing may be written")
+        with pytest.raises(BundleError, match="exists already; pass --force"):
+            make(tmp_path / "x", "new", meanwhile=lambda: pytest.fail("nothing may be written"))
         assert (tmp_path / "x" / "content").read_text() == "old"
 
     def test_is_replaced_with_force(self, tmp_path: Path) -> None:
@@ -99,9 +110,8 @@ class TestAnOlderBundle:
 
     def test_survives_a_failure(self, tmp_path: Path) -> None:
         make(tmp_path / "x", "old")
-        with pytest.raises(BundleError, match="full"), staged(tmp_path / "x", force=True) as folder:
-            write(folder, "new")
-            raise OSError(errno.ENOSPC, "full")
+        with pytest.raises(BundleError, match="full"):
+            make(tmp_path / "x", "new", force=True, meanwhile=failing(OSError(errno.ENOSPC, "full")))
         assert tree(tmp_path) == ["x", "x/content", "x/manifest.json"]
         assert (tmp_path / "x" / "content").read_text() == "old"
 
@@ -118,15 +128,14 @@ class TestAnOlderBundle:
             return rename(path, target)
 
         monkeypatch.setattr(Path, "rename", fails)
-        with pytest.raises((BundleError, KeyboardInterrupt)), staged(tmp_path / "x", force=True) as folder:
-            write(folder, "new")
+        with pytest.raises((BundleError, KeyboardInterrupt)):
+            make(tmp_path / "x", "new", force=True)
         assert (tmp_path / "x" / "content").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
     def test_that_appeared_meanwhile_is_kept(self, tmp_path: Path) -> None:
-        with pytest.raises(BundleError, match="exists already"), staged(tmp_path / "x") as folder:
-            write(folder, "slow")
-            make(tmp_path / "x", "quick")
+        with pytest.raises(BundleError, match="exists already"):
+            make(tmp_path / "x", "slow", meanwhile=lambda: make(tmp_path / "x", "quick"))
         assert (tmp_path / "x" / "content").read_text() == "quick"
         assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -153,6 +162,5 @@ class TestForceDoesNotReplace:
     def refused(output: Path) -> None:
         before = tree(output.parent)
         with pytest.raises(BundleError, match="is not a bundle, so --force will not replace it"):
-            with staged(output, force=True):
-                pytest.fail("nothing may be written")
+            make(output, "new", force=True, meanwhile=lambda: pytest.fail("nothing may be written"))
         assert tree(output.parent) == before
