@@ -25,7 +25,7 @@ from mythos_export.targets import TARGETS
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig
 
-__all__ = ["ExportRequest", "ParityFailed", "export", "spectral_radius"]
+__all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius"]
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 _WORKING_MANIFEST = "manifest.json"
@@ -68,14 +68,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     check_fit(request.source, request.config)
     radius = spectral_radius(request.source)
     with staged(request.output, force=request.force) as folder:
-        with report.step("trace and rewrite the graph"):
-            graphs = build_graphs(
-                request.config,
-                target=request.target,
-                precision=request.precision,
-                loops=request.loops,
-                opset=request.opset,
-            )
+        graphs = graphs_of(request, report)
         parameters = weights.parameters_of(graphs.values())
         _write_weights(request, graphs, parameters, folder, report)
         _write_graphs(graphs, folder, report)
@@ -89,6 +82,18 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
             if not summary.passed:
                 raise ParityFailed(_why(summary))
     return Bundle.open(request.output, check_hashes=False)
+
+
+def graphs_of(request: ExportRequest, report: Reporter) -> dict[str, ir.Model]:
+    """The graphs of a request by file name, without weights."""
+    with report.step("trace and rewrite the graph"):
+        return build_graphs(
+            request.config,
+            target=request.target,
+            precision=request.precision,
+            loops=request.loops,
+            opset=request.opset,
+        )
 
 
 def _why(summary: ParitySummary) -> str:

@@ -7,8 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 from pydantic import BaseModel
 
-from mythos_export.graphs import build_graphs
-from mythos_export.pipeline import ExportRequest, count_parameters
+from mythos_export.pipeline import ExportRequest, count_parameters, graphs_of
 from mythos_export.progress import Reporter
 from mythos_export.signature import cache_parts
 from mythos_export.weights import parameters_of
@@ -34,14 +33,7 @@ class ExportPlan(BaseModel):
 
 def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
     """Build the graphs and count; no weight is read."""
-    with report.step("trace and rewrite the graph"):
-        graphs = build_graphs(
-            request.config,
-            target=request.target,
-            precision=request.precision,
-            loops=request.loops,
-            opset=request.opset,
-        )
+    graphs = graphs_of(request, report)
     parameters = parameters_of(graphs.values())
     fixed, per_loop = _cache_bytes(request)
     return ExportPlan(
