@@ -48,7 +48,9 @@ def loop_signal(loop_index: Tensor, dim: int, loop_dim: int) -> Tensor:
 
     Source: `open_mythos.main.loop_index_embedding`.
     """
-    frequencies = 1.0 / (10000.0 ** (torch.arange(0, loop_dim, 2, dtype=torch.float32) / max(loop_dim, 1)))
+    if loop_dim == 0:  # a model narrower than 8 has no room for it
+        return torch.zeros(dim, device=loop_index.device)
+    frequencies = 1.0 / (10000.0 ** (torch.arange(0, loop_dim, 2, dtype=torch.float32) / loop_dim))
     angles = loop_index.to(torch.float32) * frequencies.to(loop_index.device)
     signal = torch.cat((angles.sin(), angles.cos()))[:loop_dim]
     return torch.nn.functional.pad(signal, (0, dim - loop_dim))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 
-__all__ = ["eventful_"]
+from reference_model.config import MythosConfig
+
+__all__ = ["configs", "eventful_"]
 
 
 def eventful_(model: torch.nn.Module, seed: int, *, spread: float = 1.0) -> None:
@@ -39,3 +42,43 @@ def eventful_(model: torch.nn.Module, seed: int, *, spread: float = 1.0) -> None
         normal(state["recurrent.injection.B"], 0.05, 0.1)
         normal(state["recurrent.act.halt.weight"], 1.0 / state["embed.weight"].shape[1] ** 0.5)
         state["recurrent.act.halt.bias"].fill_(-1.7)
+
+
+def configs() -> st.SearchStrategy[MythosConfig]:
+    """Random small models of every feature."""
+
+    def build(
+        heads: int, groups: int, half_head: int, attn: str, experts: int, top_k: int, **rest: int
+    ) -> MythosConfig:
+        return MythosConfig(
+            vocab_size=53,
+            dim=heads * groups * 2 * half_head,
+            n_heads=heads * groups,
+            n_kv_heads=heads,
+            max_seq_len=32,
+            attn_type=attn,
+            kv_lora_rank=12,
+            q_lora_rank=10,
+            qk_rope_head_dim=2 * half_head,
+            qk_nope_head_dim=6,
+            v_head_dim=5,
+            n_experts=experts,
+            n_experts_per_tok=min(top_k, experts),
+            expert_dim=16,
+            lora_rank=3,
+            **rest,
+        )
+
+    return st.builds(
+        build,
+        heads=st.integers(1, 3),
+        groups=st.integers(1, 2),
+        half_head=st.sampled_from([2, 4, 8]),
+        attn=st.sampled_from(["mla", "gqa"]),
+        experts=st.integers(1, 6),
+        top_k=st.integers(1, 3),
+        n_shared_experts=st.integers(0, 2),
+        prelude_layers=st.integers(0, 2),
+        coda_layers=st.integers(0, 2),
+        max_loop_iters=st.integers(1, 4),
+    )

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from eventful import eventful_
+from eventful import configs, eventful_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,46 +31,6 @@ def pair(upstream: ModuleType, config: MythosConfig, seed: int) -> tuple[torch.n
 def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert got.shape == wanted.shape
     assert (got - wanted).abs().max() <= RELATIVE * wanted.abs().max()
-
-
-def configs() -> st.SearchStrategy[MythosConfig]:
-    """Random small models of every feature."""
-
-    def build(
-        heads: int, groups: int, half_head: int, attn: str, experts: int, top_k: int, **rest: int
-    ) -> MythosConfig:
-        return MythosConfig(
-            vocab_size=53,
-            dim=heads * groups * 2 * half_head,
-            n_heads=heads * groups,
-            n_kv_heads=heads,
-            max_seq_len=32,
-            attn_type=attn,
-            kv_lora_rank=12,
-            q_lora_rank=10,
-            qk_rope_head_dim=2 * half_head,
-            qk_nope_head_dim=6,
-            v_head_dim=5,
-            n_experts=experts,
-            n_experts_per_tok=min(top_k, experts),
-            expert_dim=16,
-            lora_rank=3,
-            **rest,
-        )
-
-    return st.builds(
-        build,
-        heads=st.integers(1, 3),
-        groups=st.integers(1, 2),
-        half_head=st.sampled_from([2, 4, 8]),
-        attn=st.sampled_from(["mla", "gqa"]),
-        experts=st.integers(1, 6),
-        top_k=st.integers(1, 3),
-        n_shared_experts=st.integers(0, 2),
-        prelude_layers=st.integers(0, 2),
-        coda_layers=st.integers(0, 2),
-        max_loop_iters=st.integers(1, 4),
-    )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
