@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import shutil
@@ -25,12 +26,12 @@ from mythos_export.targets import TARGETS
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig
 
-__all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius"]
+__all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius", "versions"]
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 _WORKING_MANIFEST = "manifest.json"
 
-Prove = Callable[[Bundle, WeightSource, MythosConfig, Reporter], ParitySummary]
+Prove = Callable[[Bundle, WeightSource, MythosConfig, Reporter], tuple[ParitySummary, list[str]]]
 
 
 class ParityFailed(Exception):
@@ -58,7 +59,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     """Export a model.
 
     Args:
-        prove: compares the finished bundle with PyTorch; None leaves it unproven.
+        prove: compares the finished bundle with PyTorch and says what failed; None leaves it unproven.
 
     Raises:
         CheckpointError: the weights do not fit the config, or cannot be exported.
@@ -76,11 +77,11 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         manifest = _manifest(request, parameters, radius, _hash_files(folder, report))
         _save(manifest, folder)
         if prove is not None:
-            summary = prove(Bundle(folder, manifest), request.source, request.config, report)
+            summary, failures = prove(Bundle(folder, manifest), request.source, request.config, report)
             files = manifest.files | {"parity.json": file_entry(folder / "parity.json")}
             _save(manifest.model_copy(update={"parity": summary, "files": files}), folder)
             if not summary.passed:
-                raise ParityFailed(_why(summary))
+                raise ParityFailed(_why(failures))
     return Bundle.open(request.output, check_hashes=False)
 
 
@@ -96,9 +97,9 @@ def graphs_of(request: ExportRequest, report: Reporter) -> dict[str, ir.Model]:
         )
 
 
-def _why(summary: ParitySummary) -> str:
-    worst = f"{summary.max_error_over_range:.3g} of the logit range (tolerance {summary.tolerance:.3g})"
-    return f"the graph does not compute what PyTorch computes; worst logit error {worst}"
+def _why(failures: list[str]) -> str:
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return f"the graph does not compute what PyTorch computes: {failures[0]}{more}"
 
 
 def spectral_radius(source: WeightSource) -> float:
@@ -159,7 +160,7 @@ def _manifest(
     return Manifest(
         format_version=1,
         name=request.name,
-        tool={"mythos-export": __version__, **_versions()},
+        tool=versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=list(request.command),
         source=request.source.describe(),
@@ -190,11 +191,10 @@ def _save(manifest: Manifest, folder: Path) -> None:
     (folder / _WORKING_MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Versions of this tool and of the libraries that decide what it makes."""
+    found = {"mythos-export": __version__}
     for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -41,7 +41,7 @@ def resolve_model(
         _check_size(config)
         config = config.with_attention(attn) if attn is not None else config
     source = open_checkpoint(checkpoint) if checkpoint is not None else None
-    config = _agree(config, source)
+    config = _agree(config, source, checkpoint)
     if attn not in (None, config.attn_type):
         raise RequestError(f"--attn is {attn}, but the checkpoint's model has {config.attn_type} attention")
     name = scale or (config_file or checkpoint or Path("model")).stem
@@ -54,8 +54,19 @@ def _named_config(scale: str | None, config_file: Path | None) -> MythosConfig |
     return MythosConfig.from_file(config_file) if config_file is not None else None
 
 
-def _agree(named: MythosConfig | None, source: WeightSource | None) -> MythosConfig:
-    own = source.config if source is not None else None
+def _config_beside(checkpoint: Path | None) -> MythosConfig | None:
+    """The `config.json` next to a checkpoint file, where it is one of ours."""
+    file = checkpoint.with_name("config.json") if checkpoint is not None and checkpoint.is_file() else None
+    if file is None or not file.is_file():
+        return None
+    try:
+        return MythosConfig.from_file(file)
+    except ConfigError:  # another tool's
+        return None
+
+
+def _agree(named: MythosConfig | None, source: WeightSource | None, checkpoint: Path | None) -> MythosConfig:
+    own = (source.config or _config_beside(checkpoint)) if source is not None else None
     if named is None and own is None:
         raise RequestError(f"which model? give --scale (nano, {', '.join(SCALES)}) or --config FILE")
     if named is None or own is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from reference_model.config import MythosConfig
+from reference_model.layers import rope_frequencies
 from reference_model.model import MythosModel
 from reference_model.parameters import parameter_shapes
 from reference_model.pickle_checkpoint import open_pickle
@@ -31,6 +32,8 @@ __all__ = [
 
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 _ACCEPTED = "give a .safetensors file, a *.safetensors.index.json or its directory, or a file written by torch.save"
+_ROPE_ROWS = 64  # positions compared; a table may be longer or shorter than the config's max_seq_len
+_ROPE_ERROR = 2e-3  # a table saved in half precision
 _NAMED = 3  # tensor names that a message lists of each kind
 
 
@@ -89,6 +92,22 @@ def check_fit(source: WeightSource, config: MythosConfig) -> None:
     if any(problems):
         listing = "; ".join(filter(None, problems))
         raise CheckpointError(f"the weights do not fit the config: {listing}{_advice(found, config)}")
+    _check_rope(source, config)
+
+
+def _check_rope(source: WeightSource, config: MythosConfig) -> None:
+    """Upstream rotates by the table it saved, whatever its config says; ours is made from the config."""
+    table = source.rope_table(config.attn_type)
+    if table is None:
+        return
+    positions = torch.arange(min(len(table), _ROPE_ROWS)) if table.ndim == 2 else torch.arange(0)
+    wanted = torch.polar(torch.ones(1), torch.outer(positions, rope_frequencies(config.rope_dim, config.rope_theta)))
+    got = table[: len(positions)].to(torch.complex64)
+    if got.shape != wanted.shape or not torch.allclose(got, wanted, atol=_ROPE_ERROR):
+        raise CheckpointError(
+            f"the checkpoint's rotary tables are not those of rope_theta {config.rope_theta:g} and "
+            f"rope dim {config.rope_dim}; give the config it was trained with"
+        )
 
 
 def load_model(source: WeightSource, config: MythosConfig) -> MythosModel:

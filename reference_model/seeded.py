@@ -72,6 +72,9 @@ class SeededWeights:
             values += np.float32(mean)
         return torch.from_numpy(values)
 
+    def rope_table(self, attn_type: str) -> None:
+        """None: it is computed from the config."""
+
     def describe(self) -> dict[str, Any]:
         """Kind and seed."""
         return {"kind": "seed", "seed": self.seed}

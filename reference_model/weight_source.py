@@ -67,6 +67,9 @@ class WeightSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """Where the weights come from, for the manifest; hashing streams the files."""
 
+    def rope_table(self, attn_type: str) -> Tensor | None:
+        """Upstream's rotary table for this attention, complex [positions, rope_dim / 2], if it was saved."""
+
 
 class StoredTensor(NamedTuple):
     """What a file says about one of its tensors."""
@@ -93,7 +96,9 @@ class StoredWeights(ABC):
         self.path = path
         self.config = config
         self._tensors = tensors
-        self._keys = _upstream_names(tensors)
+        names = _upstream_names(tensors)
+        self._tables = {name: key for name, key in names.items() if name in _RECOMPUTED}
+        self._keys = {name: key for name, key in names.items() if name not in _RECOMPUTED}
         self._mapped_bytes = 0
         self._settle_head()
 
@@ -127,6 +132,14 @@ class StoredWeights(ABC):
             if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.dtype:
                 raise CheckpointError(f"{self.path}: {key} changed while it was being read; start again")
             return tensor.detach().contiguous()
+
+    def rope_table(self, attn_type: str) -> Tensor | None:
+        """Upstream's rotary table for this attention, if the file has it."""
+        key = self._tables.get("freqs_cis_mla" if attn_type == "mla" else "freqs_cis")
+        if key is None:
+            return None
+        with reading(self.path):
+            return self._tensor(key).detach()
 
     def describe(self) -> dict[str, Any]:
         """Kind, path, format and sha256.
@@ -218,11 +231,11 @@ def config_from_untrusted(values: object) -> MythosConfig:
 
 
 def _upstream_names(stored: Iterable[str]) -> dict[str, str]:
-    """Upstream's name -> name in the file, without wrapper prefixes and recomputed tables."""
+    """Upstream's name -> name in the file, without wrapper prefixes."""
     keys = {name: name for name in stored}
     while keys and (prefix := _common_wrapper(keys)):
         keys = {name.removeprefix(prefix): key for name, key in keys.items()}
-    return {name: key for name, key in keys.items() if name not in _RECOMPUTED}
+    return keys
 
 
 def _common_wrapper(names: Iterable[str]) -> str | None:

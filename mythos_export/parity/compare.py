@@ -13,7 +13,7 @@ from mythos_export.parity.exported import ExportedRun, Inside
 from mythos_export.parity.reference import ReferenceRun
 from mythos_export.parity.tolerances import Tolerance
 
-__all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "failed_case"]
+__all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "uncompared_case"]
 
 _TINY = 1e-30  # keeps a range of zero from dividing
 _MAX_FLIPS = 20  # listed; the count is complete
@@ -78,12 +78,12 @@ def compare_case(
     inside = probed.inside
     failures = _shape_failures(case, reference, run, inside)
     if failures or inside is None:
-        return failed_case(case, failures)
+        return uncompared_case(case, failures)
     flips = _flips(case, reference, inside, run)
     clean = _untouched(case, flips, tolerance)
     failures += _flip_failures(flips, tolerance)
     if not clean.any():
-        return failed_case(case, [*failures, "every position is behind a near-tie; nothing could be compared"])
+        return uncompared_case(case, failures, excluded=int(case.real.sum()))
     trajectory = _trajectory(case, reference, inside, clean)
     first_out = next((depth.depth for depth in trajectory if not depth.hidden_error <= tolerance.hidden), None)
     values = _logit_errors(reference.logits[clean], run.logits[clean], tolerance)
@@ -214,14 +214,14 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def failed_case(case: Case, failures: list[str]) -> CaseResult:
+def uncompared_case(case: Case, failures: list[str], *, excluded: int = 0) -> CaseResult:
     """A case that could not be compared value by value."""
     inf = float("inf")
     return CaseResult(
         kind=case.kind,
         loops=list(case.loops),
         tokens=0,
-        excluded=0,
+        excluded=excluded,
         max_abs_error=inf,
         mean_abs_error=inf,
         error_over_range=inf,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.cases import Case
 from mythos_export.parity.source import load_graph
 from mythos_export.weights import expected, source_of
+from reference_model.attention import GroupedQueryAttention, LatentAttention
 from reference_model.cache import Cache
 from reference_model.checkpoint import WeightSource, load_model, parameter_shapes
 from reference_model.config import MythosConfig
@@ -29,6 +31,7 @@ __all__ = [
     "compare_weights",
     "few_threads_if_small",
     "reference_model",
+    "rounded_rows",
     "run_reference",
 ]
 
@@ -57,6 +60,7 @@ class WeightComparison:
     compared: int
     differing: list[str]
     mapped: dict[str, torch.Tensor]  # by the checkpoint's names: equal to its tensors, in the bundle's memory
+    stored: dict[str, torch.dtype]  # by the checkpoint's names
 
 
 def compare_weights(
@@ -72,16 +76,17 @@ def compare_weights(
     stored_parameters = _stored_parameters(bundle)
     differing: list[str] = []
     mapped: dict[str, torch.Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for name, stored in stored_parameters.items():
         tensor = _as_torch(bundle, stored)
         if not torch.equal(tensor, expected(name, tensor.dtype, source, config)):
             differing.append(name)
         elif tensor.dtype == torch.float32 and tensor.numel() >= _MIN_MAPPED and not name.endswith((".key", ".value")):
             mapped[source_of(name)[0]] = tensor.T if name.endswith(".T") else tensor
+        dtypes[source_of(name)[0]] = tensor.dtype
         progress(stored.nbytes)
-    held = {source_of(name)[0] for name in stored_parameters}
-    differing += sorted(name for name in parameter_shapes(config) if name not in held)  # left out, or put in the graph
-    return WeightComparison(len(stored_parameters), differing, mapped)
+    differing += sorted(parameter_shapes(config).keys() - dtypes.keys())  # left out, or put in the graph
+    return WeightComparison(len(stored_parameters), differing, mapped, dtypes)
 
 
 def _stored_parameters(bundle: Bundle) -> dict[str, ir.ExternalTensor]:
@@ -105,24 +110,49 @@ def _as_torch(bundle: Bundle, stored: ir.ExternalTensor) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
-def reference_model(source: WeightSource, config: MythosConfig, mapped: dict[str, torch.Tensor]) -> MythosModel:
-    """The reference with its own weights, taken from the mapping where that holds the same values."""
-    return load_model(_Overlay(source, mapped), config).eval()
+def reference_model(source: WeightSource, config: MythosConfig, weights: WeightComparison) -> MythosModel:
+    """The reference with the checkpoint's weights, rounded as the bundle stores them.
+
+    Taken from the mapping where that holds the same values.
+    """
+    return load_model(_Overlay(source, weights), config).eval()
 
 
 class _Overlay:
-    """A source that hands out the mapped tensor where there is one."""
+    """A source that hands out the mapped tensor where there is one, and rounds the others as the bundle does."""
 
-    def __init__(self, source: WeightSource, mapped: dict[str, torch.Tensor]) -> None:
-        self._source, self._mapped = source, mapped
+    def __init__(self, source: WeightSource, weights: WeightComparison) -> None:
+        self._source, self._weights = source, weights
         self.config = source.config
         self.names, self.shape, self.describe = source.names, source.shape, source.describe
+        self.rope_table = source.rope_table
 
     def read(self, name: str) -> torch.Tensor:
-        return self._mapped[name] if name in self._mapped else self._source.read(name)
+        if name in self._weights.mapped:
+            return self._weights.mapped[name]
+        return self._source.read(name).to(self._weights.stored.get(name, torch.float32)).to(torch.float32)
 
     def dtype(self, name: str) -> torch.dtype:
-        return torch.float32 if name in self._mapped else self._source.dtype(name)
+        return torch.float32
+
+
+@contextlib.contextmanager
+def rounded_rows(cache_type: str) -> Iterator[None]:
+    """While it lasts, the reference caches (and attends to) rows in the bundle's type."""
+    dtype = getattr(torch, cache_type)
+
+    def rounding(project: Callable[..., Any]) -> Callable[..., Any]:
+        def rounded(*arguments: Any) -> Any:
+            query, rows = project(*arguments)
+            return query, tuple(row.to(dtype).to(torch.float32) for row in rows)
+
+        return rounded
+
+    kinds = (LatentAttention, GroupedQueryAttention)
+    with contextlib.ExitStack() as patches:
+        for kind in kinds if dtype != torch.float32 else ():
+            patches.enter_context(patch.object(kind, "project", rounding(kind.project)))
+        yield
 
 
 @contextlib.contextmanager

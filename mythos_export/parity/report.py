@@ -27,6 +27,7 @@ class ParityReport(BaseModel):
     tolerance: Tolerance
     weights_compared: int
     weights_differing: list[str]
+    graph_check: str
     graphs: list[GraphReport]
     failures: list[str]
 
@@ -37,7 +38,7 @@ class ParityReport(BaseModel):
 
     def summary(self) -> ParitySummary:
         """What the manifest keeps."""
-        cases = [case for graph in self.graphs for case in graph.cases]
+        cases = [case for graph in self.graphs for case in graph.cases if case.tokens or case.failures]
         return ParitySummary(
             passed=self.passed,
             loops=self.loops,
@@ -55,6 +56,7 @@ def render(report: ParityReport) -> str:
         lines += [_case_row(case) for case in graph.cases]
         lines += _trajectory_rows(graph)
     lines += [f"weights: {report.weights_compared} tensors, {len(report.weights_differing)} differ from the checkpoint"]
+    lines += [f"graph: {report.graph_check}"]
     lines += [f"FAILED: {failure}" for failure in report.failures]
     return "\n".join(lines)
 

@@ -10,19 +10,22 @@ from engines.generation import Graph
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, CachePart, GraphFile, ParitySummary
 from mythos_export.parity.cases import Case, cases_for, default_loops
-from mythos_export.parity.compare import CaseResult, compare_case, failed_case
+from mythos_export.parity.compare import CaseResult, compare_case, uncompared_case
 from mythos_export.parity.exported import ExportedRun, run_graph
 from mythos_export.parity.probe import ProbedGraph
+from mythos_export.parity.rebuild import compare_graphs
 from mythos_export.parity.reference import (
     ReferenceRun,
     compare_weights,
     few_threads_if_small,
     reference_model,
+    rounded_rows,
     run_reference,
 )
 from mythos_export.parity.report import GraphReport, ParityReport, render
 from mythos_export.parity.tolerances import TOLERANCES, Tolerance
 from mythos_export.progress import Reporter
+from mythos_export.signature import CACHE_DTYPES
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
@@ -32,13 +35,15 @@ __all__ = ["check_parity", "prove"]
 Outcome = ExportedRun | EngineError
 
 
-def prove(bundle: Bundle, source: WeightSource, config: MythosConfig, report: Reporter) -> ParitySummary:
+def prove(
+    bundle: Bundle, source: WeightSource, config: MythosConfig, report: Reporter
+) -> tuple[ParitySummary, list[str]]:
     """Check a bundle that is just being made, leaving `parity.json` in it."""
     loops = default_loops(config, _deepest(bundle))
     result = check_parity(bundle, source, config, loops, report)
     (bundle.path / "parity.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.say(render(result))
-    return result.summary()
+    return result.summary(), result.failures
 
 
 def check_parity(
@@ -52,9 +57,13 @@ def check_parity(
     tolerance = TOLERANCES[bundle.manifest.precision]
     with report.step("compare weights", bundle.file(DATA_FILE).stat().st_size) as advance:
         weights = compare_weights(bundle, source, config, advance)
-    model = reference_model(source, config, weights.mapped)
+    with report.step("build the graph again"):
+        graph_check, graph_failures = compare_graphs(bundle, config)
+    cache_type = CACHE_DTYPES[bundle.manifest.precision]
+    model = reference_model(source, config, weights)
     cases = cases_for(config, loops)
-    with report.step("run PyTorch", sum(case.trips for case in cases)) as advance, few_threads_if_small(config):
+    total = sum(case.trips for case in cases)
+    with report.step("run PyTorch", total) as advance, few_threads_if_small(config), rounded_rows(cache_type):
         references = []
         for case in cases:
             references.append(run_reference(model, case))
@@ -72,8 +81,9 @@ def check_parity(
         tolerance=tolerance,
         weights_compared=weights.compared,
         weights_differing=weights.differing,
+        graph_check=graph_check,
         graphs=graphs,
-        failures=_failures(weights.differing, graphs),
+        failures=[*graph_failures, *_failures(weights.differing, graphs)],
     )
 
 
@@ -121,7 +131,7 @@ def _run(graph: Graph, parts: list[CachePart], case: Case) -> Outcome:
 def _result(case: Case, reference: ReferenceRun, shipped: Outcome, probed: Outcome, tolerance: Tolerance) -> CaseResult:
     for outcome in (shipped, probed):
         if isinstance(outcome, EngineError):
-            return failed_case(case, [str(outcome)])
+            return uncompared_case(case, [str(outcome)])
     assert isinstance(shipped, ExportedRun) and isinstance(probed, ExportedRun)
     return compare_case(case, reference, shipped, probed, tolerance)
 
@@ -132,6 +142,8 @@ def _failures(differing: list[str], graphs: list[GraphReport]) -> list[str]:
         named = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
         failures.append(f"{len(differing)} weights differ from the checkpoint: {named}")
     for graph in graphs:
+        if not any(case.tokens for case in graph.cases):
+            failures.append(f"{graph.file}: no position could be compared (all fail, or stand behind near-ties)")
         for case in graph.cases:
             depths = ",".join(map(str, case.loops))
             failures += [f"{graph.file}, {case.kind} at {depths} loops: {failure}" for failure in case.failures]

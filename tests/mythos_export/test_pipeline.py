@@ -68,10 +68,11 @@ def test_weights_that_cannot_be_written_are_named(
 
 
 def test_a_bundle_that_fails_its_proof_is_not_kept(mla_config: MythosConfig, tmp_path: Path) -> None:
-    def disprove(bundle: Bundle, *_: object) -> ParitySummary:
+    def disprove(bundle: Bundle, *_: object) -> tuple[ParitySummary, list[str]]:
         (bundle.path / "parity.json").write_text("{}")
-        return ParitySummary(passed=False, loops=[1], max_error_over_range=1.0, tolerance=1e-4, top1_agreement=0.0)
+        summary = ParitySummary(passed=False, loops=[1], max_error_over_range=1.0, tolerance=1e-4, top1_agreement=0.0)
+        return summary, ["it is wrong", "twice"]
 
-    with pytest.raises(ParityFailed, match="does not compute what PyTorch computes"):
+    with pytest.raises(ParityFailed, match=r"does not compute what PyTorch computes: it is wrong \(and 1 more\)"):
         export(request(mla_config, tmp_path / "x", SeededWeights(mla_config, 0)), Reporter(quiet=True), disprove)
     assert list(tmp_path.iterdir()) == []

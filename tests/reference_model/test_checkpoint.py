@@ -327,3 +327,17 @@ class TestDescription:
 
     def test_a_seed(self, config: MythosConfig) -> None:
         assert SeededWeights(config, 5).describe() == {"kind": "seed", "seed": 5}
+
+
+@pytest.mark.parametrize("attn", ["mla", "gqa"])
+def test_rotary_tables_of_another_theta_are_refused(
+    upstream: ModuleType, mla_config: MythosConfig, tmp_path: Path, attn: str
+) -> None:
+    """Upstream rotates by the table in its state dict, whatever theta its config names."""
+    config = replace(mla_config, attn_type=attn)
+    theirs = upstream.OpenMythos(upstream.MythosConfig(**asdict(replace(config, rope_theta=1234.0))))
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    source = open_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="rotary tables are not those of rope_theta 500000"):
+        check_fit(source, config)
+    check_fit(source, replace(config, rope_theta=1234.0, max_seq_len=7))

@@ -47,6 +47,7 @@ def test_an_honest_copy_passes(tiny_bundle: Path, mla_config: MythosConfig, tmp_
     """Guards the tests below: the planting itself breaks nothing."""
     report = verify(plant(tiny_bundle, tmp_path / "copy", lambda model, path: None), mla_config)
     assert report.passed, report.failures
+    assert report.graph_check == "the same as built anew"
 
 
 def test_one_flipped_bit_of_one_weight(tiny_bundle: Path, mla_config: MythosConfig, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_lora_row_read_one_depth_late(tiny_bundle: Path, mla_config: MythosCon
         clip.input[0] = "late_index"
 
     report = verify(plant(tiny_bundle, tmp_path / "copy", edit), mla_config)
-    assert not report.passed
+    assert not any(case.passed for case in report.graphs[0].cases)
 
 
 def test_a_router_bias_that_is_ignored(tiny_bundle: Path, mla_config: MythosConfig, tmp_path: Path) -> None:
@@ -150,3 +151,31 @@ def test_a_byte_changed_without_its_hash_is_refused_before_anything_runs(tiny_bu
     data.flush()
     with pytest.raises(BundleError, match="altered since it was exported"):
         Bundle.open(tmp_path / "copy")
+
+
+def test_a_halting_threshold_that_no_token_meets(tiny_bundle: Path, mla_config: MythosConfig, tmp_path: Path) -> None:
+    """Every number agrees, since no token lands between the two; the graph itself gives it away."""
+
+    def edit(model: onnx.ModelProto, path: Path) -> None:
+        (tensor,) = (t for t in body(model).initializer if _is_threshold(t))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0.9899, np.float32), tensor.name))
+
+    report = verify(plant(tiny_bundle, tmp_path / "copy", edit), mla_config)
+    assert all(case.passed for case in report.graphs[0].cases)
+    assert report.graph_check == "different"
+    assert any("not the graph this release builds" in failure for failure in report.failures)
+
+
+def _is_threshold(tensor: onnx.TensorProto) -> bool:
+    scalar = tensor.data_type == onnx.TensorProto.FLOAT and not tensor.dims
+    return scalar and abs(onnx.numpy_helper.to_array(tensor).item() - 0.99) < 1e-6
+
+
+def test_a_graph_of_another_release_is_not_rebuilt_and_that_is_said(
+    tiny_bundle: Path, mla_config: MythosConfig, tmp_path: Path
+) -> None:
+    bundle = plant(tiny_bundle, tmp_path / "copy", lambda model, path: None)
+    bundle.manifest.tool["torch"] = "2.10.0"
+    report = verify(bundle, mla_config)
+    assert report.passed
+    assert report.graph_check.startswith("not rebuilt: it was made by torch 2.10.0 (here ")
