@@ -1,0 +1,49 @@
+"""What a device installs: a real environment without torch and onnx, from nothing, runs a bundle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.dear
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of a fresh environment with `mythos-export[cpu]`."""
+    folder = tmp_path_factory.mktemp("device") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", f"{ROOT}[cpu]"], check=True)
+    return folder / "bin"
+
+
+def test_it_has_neither_torch_nor_onnx(device: Path) -> None:
+    listed = subprocess.run([device / "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    installed = {entry["name"].lower() for entry in json.loads(listed.stdout)}
+    assert "onnxruntime" in installed
+    assert not {"torch", "onnx", "onnx-ir", "onnxscript", "safetensors"} & installed
+
+
+def test_it_generates_what_the_reference_generates(device: Path, tiny_bundle: Path, mla_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    from reference_model.checkpoint import SeededWeights, load_model
+    from reference_model.model import generate_greedy
+
+    command = [device / "mythos-export", "generate", tiny_bundle, "--tokens", "5,6,7", "--loops", "4", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    model = load_model(SeededWeights(mla_config, 0), mla_config)
+    wanted = torch.cat(list(generate_greedy(model, torch.tensor([[5, 6, 7]]), 4, 64)))
+    assert json.loads(ran.stdout)["tokens"] == wanted.tolist()
+
+
+def test_a_command_that_needs_more_says_what_to_install(device: Path, tmp_path: Path) -> None:
+    ran = subprocess.run([device / "mythos-export", "--scale", "1b"], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert 'pip install "mythos-export[export]"' in ran.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
