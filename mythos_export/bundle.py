@@ -22,6 +22,7 @@ from mythos_export.data_references import data_references
 
 __all__ = [
     "FORMAT_VERSION",
+    "MANIFEST",
     "Bundle",
     "BundleError",
     "CachePart",

@@ -14,7 +14,6 @@ __all__ = [
     "Builder",
     "given",
     "is_parameter",
-    "loop_body",
     "parameter",
     "recurrent_loop",
     "sizes",
@@ -99,8 +98,3 @@ def recurrent_loop(graph: ir.Graph) -> ir.Node:
     """The one recurrent `Loop` of an assembled graph."""
     (loop,) = (node for node in graph if node.op_type == "Loop" and node.name == LOOP_NAME)
     return loop
-
-
-def loop_body(graph: ir.Graph) -> ir.Graph:
-    """The body of the recurrent `Loop`."""
-    return recurrent_loop(graph).attributes["body"].as_graph()

@@ -15,7 +15,17 @@ import onnx
 import onnx_ir as ir
 
 from mythos_export import __version__, weights
-from mythos_export.bundle import Bundle, BundleError, FileEntry, GraphFile, Limits, Manifest, ParitySummary, file_entry
+from mythos_export.bundle import (
+    MANIFEST,
+    Bundle,
+    BundleError,
+    FileEntry,
+    GraphFile,
+    Limits,
+    Manifest,
+    ParitySummary,
+    file_entry,
+)
 from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import LoopsOption
@@ -29,7 +39,6 @@ from reference_model.config import MythosConfig
 __all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius", "versions"]
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-_WORKING_MANIFEST = "manifest.json"
 
 Prove = Callable[[Bundle, WeightSource, MythosConfig, Reporter], tuple[ParitySummary, list[str]]]
 
@@ -147,7 +156,7 @@ def _write_small_files(request: ExportRequest, folder: Path) -> None:
 
 
 def _hash_files(folder: Path, report: Reporter) -> dict[str, FileEntry]:
-    files = sorted(path for path in folder.iterdir() if path.name != _WORKING_MANIFEST)
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     with report.step("hash the bundle", sum(path.stat().st_size for path in files)) as advance:
         return {path.name: file_entry(path, advance) for path in files}
 
@@ -188,7 +197,7 @@ def count_parameters(parameters: dict[str, ir.Value]) -> int:
 
 
 def _save(manifest: Manifest, folder: Path) -> None:
-    (folder / _WORKING_MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
