@@ -27,6 +27,8 @@ _MAX_THREADS = 1024
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _SILENT = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
 
+_SAVED_WEIGHTS = {"file_name": "weights", "min_size_in_bytes": "1024"}
+
 # Session configuration a manifest may set: how to compute. Others name files and folders, and a
 # bundle may come from anywhere.
 _CONFIG = frozenset(
@@ -100,6 +102,19 @@ class OnnxRuntimeEngine(Engine):
         )
         session = self._session(content, self.bundle.file(file.file), (options, disabled))
         return _OrtGraph(self._ort, session, file)
+
+    def save_optimized(self, file: GraphFile, path: Path) -> None:
+        """Write a graph as sessions run it: after ONNX Runtime's own optimisers, its weights in a file beside it.
+
+        Raises:
+            EngineError: it cannot be loaded.
+        """
+        options, disabled = self._session_options()
+        options.optimized_model_filepath = str(path)
+        for key, value in _SAVED_WEIGHTS.items():
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
+        source = self.bundle.file(file.file)
+        self._session(str(source), source, (options, disabled))
 
     def _session(
         self, model: str | bytes, path: Path, options: tuple[onnxruntime.SessionOptions, list[str] | None]

@@ -31,6 +31,7 @@ __all__ = [
     "Limits",
     "Manifest",
     "ParitySummary",
+    "QuantizationRecord",
     "TensorSpec",
     "file_entry",
     "is_bundle",
@@ -102,6 +103,15 @@ class ParitySummary(_Strict):
     top1_agreement: float
 
 
+class QuantizationRecord(_Strict):
+    """How a quantised bundle came to be; the ranges themselves are in `recipe.json`."""
+
+    ranges: Literal["shared", "per-depth"] | None  # of activations; None where weights alone are quantised
+    quantized: list[str]  # layers
+    kept: dict[str, str]  # what stayed in float, and why
+    kernels: dict[str, int]  # what ONNX Runtime runs for the quantised layers on a CPU
+
+
 class FileEntry(_Strict):
     """Hash and size of one file."""
 
@@ -130,6 +140,7 @@ class Manifest(_Strict):
     parameters: int
     spectral_radius: FiniteFloat
     session: dict[str, str] = Field(default_factory=dict)  # ONNX Runtime session options it was proven with
+    quantization: QuantizationRecord | None = None
     parity: ParitySummary | None = None
     files: dict[str, FileEntry]
 

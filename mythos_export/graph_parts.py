@@ -90,8 +90,13 @@ def sizes(value: ir.Value) -> list[int]:
 
 
 def is_parameter(value: ir.Value | None, main: ir.Graph) -> bool:
-    """Is this a parameter of the main graph (not a constant, not a computed value)?"""
-    return value is not None and main.initializers.get(str(value.name)) is value and value.const_value is None
+    """Is this a parameter of the main graph (not a constant, not a computed value)?
+
+    Parameters have no value yet, or one in the bundle's data file.
+    """
+    if value is None or main.initializers.get(str(value.name)) is not value:
+        return False
+    return value.const_value is None or isinstance(value.const_value, ir.ExternalTensor)
 
 
 def recurrent_loop(graph: ir.Graph) -> ir.Node:

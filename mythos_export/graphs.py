@@ -7,6 +7,7 @@ import onnx_ir as ir
 from mythos_export import passes
 from mythos_export.assemble import assemble
 from mythos_export.loops import LoopsOption
+from mythos_export.quantization import Choices
 from mythos_export.targets import TARGETS
 from mythos_export.trace import trace_stages
 from reference_model.config import MythosConfig
@@ -15,15 +16,25 @@ __all__ = ["build_graphs"]
 
 
 def build_graphs(
-    config: MythosConfig, *, target: str, precision: str, loops: LoopsOption, opset: int
+    config: MythosConfig,
+    *,
+    target: str,
+    precision: str,
+    loops: LoopsOption,
+    opset: int,
+    choices: Choices = Choices(),
 ) -> dict[str, ir.Model]:
     """The graphs of a bundle by file name: standard ops only, parameters without values.
 
+    Args:
+        choices: ranges and exceptions of a quantised precision.
+
     Raises:
+        MissingRange: the choices lack an activation's range.
         PassError, PassDidNothing: a rewrite did not do what it promises (a defect of ours).
     """
     model = assemble(trace_stages(config, opset=opset), config, opset=opset)
-    for rewrite in (*TARGETS[target].lowerings(config), *TARGETS[target].precision_passes(precision)):
+    for rewrite in (*TARGETS[target].lowerings(config), *TARGETS[target].precision_passes(precision, choices)):
         rewrite(model)
     graphs = {}
     for file, depth in loops.graph_files().items():

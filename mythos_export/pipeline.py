@@ -6,14 +6,16 @@ import contextlib
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
+from calibration.choose import Chosen, QuantizeOptions, choose
+from calibration.recipe import RECIPE
 from mythos_export import __version__, weights
 from mythos_export.bundle import (
     MANIFEST,
@@ -24,12 +26,16 @@ from mythos_export.bundle import (
     Limits,
     Manifest,
     ParitySummary,
+    QuantizationRecord,
     file_entry,
 )
+from mythos_export.gates import check_quantized
 from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
+from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.loops import LoopsOption
 from mythos_export.progress import Reporter
+from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.staging import staged
 from mythos_export.targets import TARGETS
@@ -60,6 +66,7 @@ class ExportRequest:
     loops: LoopsOption = field(default_factory=lambda: LoopsOption(()))
     opset: int = 21
     tokenizer: Path | None = None
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     force: bool = False
     command: tuple[str, ...] = ()
 
@@ -73,17 +80,22 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     Raises:
         CheckpointError: the weights do not fit the config, or cannot be exported.
         BundleError: the output cannot be written.
+        CalibrationError: the data or the recipe of a quantised precision is of no use.
+        GateFailed: what was to be quantised is not.
         ParityFailed: the comparison failed; nothing is left behind.
     """
     check_fit(request.source, request.config)
     radius = spectral_radius(request.source)
     with staged(request.output, force=request.force) as folder:
-        graphs = graphs_of(request, report)
+        chosen = _choose(request, folder, report)
+        graphs = graphs_of(request, report, chosen.choices)
         parameters = weights.parameters_of(graphs.values())
         _write_weights(request, graphs, parameters, folder, report)
         _write_graphs(graphs, folder, report)
-        _write_small_files(request, folder)
+        _write_small_files(request, chosen, folder)
         manifest = _manifest(request, parameters, radius, _hash_files(folder, report))
+        if request.precision in QUANTIZED:
+            manifest = _checked(Bundle(folder, manifest), chosen, request.config, report)
         _save(manifest, folder)
         if prove is not None:
             summary, failures = prove(Bundle(folder, manifest), request.source, request.config, report)
@@ -94,7 +106,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     return Bundle.open(request.output, check_hashes=False)
 
 
-def graphs_of(request: ExportRequest, report: Reporter) -> dict[str, ir.Model]:
+def graphs_of(request: ExportRequest, report: Reporter, choices: Choices) -> dict[str, ir.Model]:
     """The graphs of a request by file name, without weights."""
     with report.step("trace and rewrite the graph"):
         return build_graphs(
@@ -103,7 +115,46 @@ def graphs_of(request: ExportRequest, report: Reporter) -> dict[str, ir.Model]:
             precision=request.precision,
             loops=request.loops,
             opset=request.opset,
+            choices=choices,
         )
+
+
+def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
+    """What a quantised precision needs to know; the model in float is on disk while it is calibrated."""
+
+    @contextlib.contextmanager
+    def float_bundle() -> Iterator[Bundle]:
+        plain = replace(
+            request, precision="fp32", target="portable", opset=21, loops=LoopsOption(()), output=folder / ".float"
+        )
+        yield export(plain, report, None)
+        shutil.rmtree(plain.output)
+
+    if request.precision not in QUANTIZED:
+        return Chosen(Choices(), None, None, {})
+    return choose(
+        request.precision,
+        request.quantize,
+        request.config,
+        request.source,
+        request.tokenizer,
+        float_bundle,
+        report,
+    )
+
+
+def _checked(bundle: Bundle, chosen: Chosen, config: MythosConfig, report: Reporter) -> Manifest:
+    """The manifest of a bundle that has passed the gates of quantisation."""
+    with report.step("check that the layers run quantised"):
+        kernels = check_quantized(bundle, chosen.choices.keep)
+    always = {f"{prefix}*": reason for prefix, reason in ALWAYS_FLOAT.items()}
+    record = QuantizationRecord(
+        ranges=chosen.ranges,
+        quantized=[layer for layer in layer_names(config) if layer not in chosen.kept],
+        kept={"*norm": "norms", **always, **chosen.kept},
+        kernels=kernels,
+    )
+    return bundle.manifest.model_copy(update={"quantization": record})
 
 
 def _why(failures: list[str]) -> str:
@@ -149,8 +200,10 @@ def _write_graphs(graphs: dict[str, ir.Model], folder: Path, report: Reporter) -
             onnx.checker.check_model(str(folder / file), full_check=True)
 
 
-def _write_small_files(request: ExportRequest, folder: Path) -> None:
+def _write_small_files(request: ExportRequest, chosen: Chosen, folder: Path) -> None:
     (folder / "config.json").write_text(request.config.to_json(), encoding="utf-8")
+    if chosen.recipe is not None:
+        (folder / RECIPE).write_text(chosen.recipe.to_json(), encoding="utf-8")
     if request.tokenizer is not None:
         shutil.copyfile(request.tokenizer, folder / "tokenizer.json")
 
@@ -186,7 +239,7 @@ def _manifest(
         ),
         parameters=count_parameters(parameters),
         spectral_radius=radius,
-        session=dict(TARGETS[request.target].session),
+        session=dict(TARGETS[request.target].session.get(request.precision, {})),
         files=files,
     )
 

@@ -7,8 +7,10 @@ from collections import Counter
 import onnx_ir as ir
 from pydantic import BaseModel
 
+from mythos_export.linears import kept_layers, layer_names
 from mythos_export.pipeline import ExportRequest, count_parameters, graphs_of
 from mythos_export.progress import Reporter
+from mythos_export.quantization import Choices
 from mythos_export.signature import cache_parts
 from mythos_export.weights import parameters_of
 
@@ -33,7 +35,7 @@ class ExportPlan(BaseModel):
 
 def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
     """Build the graphs and count; no weight is read."""
-    graphs = graphs_of(request, report)
+    graphs = graphs_of(request, report, _any_choices(request))
     parameters = parameters_of(graphs.values())
     fixed, per_loop = _cache_bytes(request)
     return ExportPlan(
@@ -49,6 +51,15 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
             file: dict(Counter(node.op_type for node in model.graph.all_nodes())) for file, model in graphs.items()
         },
     )
+
+
+def _any_choices(request: ExportRequest) -> Choices:
+    """Ranges that are not calibrated: the sizes do not depend on them."""
+    options, config = request.quantize, request.config
+    depths = config.max_loop_iters if options.ranges == "per-depth" else 1
+    points = {layer: f"{layer}.input" for layer in layer_names(config)}
+    limits = {point: [1.0] * (depths if point.startswith("recurrent.") else 1) for point in points.values()}
+    return Choices(limits, frozenset(kept_layers(config, options.keep)))
 
 
 def _nbytes(value: ir.Value) -> int:

@@ -8,9 +8,14 @@ from mythos_export.bundle import CachePart, TensorSpec
 from reference_model.cache import STAGES, part_names, part_shapes
 from reference_model.config import MythosConfig
 
-__all__ = ["CACHE_DTYPES", "cache_parts", "input_specs", "output_specs"]
+__all__ = ["cache_dtype", "cache_parts", "input_specs", "output_specs"]
 
-CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def cache_dtype(precision: str) -> str:
+    """Type of the cached rows; quantised models keep them in float."""
+    return _HALF.get(precision, "float32")
 
 
 def cache_parts(config: MythosConfig, precision: str) -> list[CachePart]:
@@ -21,7 +26,7 @@ def cache_parts(config: MythosConfig, precision: str) -> list[CachePart]:
         "coda": config.coda_layers,
     }
     return [
-        CachePart(name=f"{stage}.{part}", depth=depths[stage], row=list(row), dtype=CACHE_DTYPES[precision])
+        CachePart(name=f"{stage}.{part}", depth=depths[stage], row=list(row), dtype=cache_dtype(precision))
         for stage in STAGES
         for part, row in zip(part_names(config), part_shapes(config))
     ]

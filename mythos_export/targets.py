@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from mythos_export import passes
+from mythos_export.quantization import QUANTIZED, Choices
 from reference_model.config import MythosConfig
 
 __all__ = ["TARGETS", "Target"]
@@ -22,9 +23,9 @@ class Target:
     precisions: tuple[str, ...]
     opset: int
     lowerings: Callable[[MythosConfig], Passes]
-    precision_passes: Callable[[str], Passes]
+    precision_passes: Callable[[str, Choices], Passes]
     newest_opset: int = 24
-    session: Mapping[str, str] = field(default_factory=dict)  # ONNX Runtime session options
+    session: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by precision, ONNX Runtime's options
 
 
 def _portable(config: MythosConfig) -> Passes:
@@ -46,17 +47,28 @@ def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
     return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
 
 
-def _portable_precision(precision: str) -> Passes:
+def _portable_precision(precision: str, choices: Choices) -> Passes:
     if precision == "fp32":
         return []
+    if precision in QUANTIZED:
+        return [passes.Quantize(QUANTIZED[precision], choices)]
     if precision == "fp16":
         return [passes.ReducePrecision(ir.DataType.FLOAT16, compute=ir.DataType.FLOAT16)]
     # ONNX Runtime has no bf16 MatMul on a CPU: bf16 is how weights and cache are stored.
     return [passes.ReducePrecision(ir.DataType.BFLOAT16, compute=ir.DataType.FLOAT)]
 
 
+_INTEGER = {"disabled_optimizers": "MatMulAddFusion"}  # it makes a Gemm of MatMul and Add, and int8 is lost
+# ONNX Runtime has no kernel for these on a CPU, and what it tries instead fails inside a body: it is
+# to compute what the graph says, in float.
+_AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+
 TARGETS: dict[str, Target] = {
     "portable": Target(
-        precisions=("fp32", "fp16", "bf16"), opset=21, lowerings=_portable, precision_passes=_portable_precision
+        precisions=("fp32", "fp16", "bf16", "int8", "fp8", "int4"),
+        opset=21,
+        lowerings=_portable,
+        precision_passes=_portable_precision,
+        session={"int8": _INTEGER, "fp8": _AS_WRITTEN, "int4": _AS_WRITTEN},
     ),
 }

@@ -2,7 +2,7 @@
 
 A parameter of the graph is named after the checkpoint's tensor it comes from; a suffix says how it is
 laid out. The same names lead back, so the parity check can map a bundle's weights instead of
-reading the checkpoint a second time.
+reading the checkpoint a second time. `mythos_export.quantized_weights` knows the suffixes of low precision.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from onnx_ir import external_data
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
+from mythos_export.quantized_weights import Quantizer, stored_as
 from reference_model.checkpoint import CheckpointError, WeightSource
 from reference_model.config import MythosConfig
 
@@ -70,11 +71,12 @@ def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
 
 def bind(parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig) -> list[ir.TensorProtocol]:
     """A tensor for each parameter, read from the source only when it is written."""
-    return [_lazy(value, source, config) for value in parameters.values()]
+    quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy())
+    return [_lazy(value, source, config, quantizer) for value in parameters.values()]
 
 
 def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: MythosConfig) -> Tensor:
-    """What a parameter must hold, in its type and layout (a view where that takes no copy).
+    """What a float parameter must hold, in its type and layout (a view where that takes no copy).
 
     Raises:
         CheckpointError: the checkpoint's tensor is not finite, or not in that type.
@@ -83,14 +85,18 @@ def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: M
     return layout(_as_dtype(source.read(name), dtype, name), config)
 
 
-def _lazy(value: ir.Value, source: WeightSource, config: MythosConfig) -> ir.TensorProtocol:
+def _lazy(
+    value: ir.Value, source: WeightSource, config: MythosConfig, quantizer: Quantizer
+) -> ir.TensorProtocol:
     assert value.name is not None and value.shape is not None and value.dtype is not None
-    dtype, shape = value.dtype, value.shape
+    name, dtype, shape, stored = value.name, value.dtype, value.shape, stored_as(value.name)
 
     def read() -> ir.TensorProtocol:
-        return TorchTensor(expected(str(value.name), _DTYPES[dtype], source, config).contiguous(), name=value.name)
+        if stored is not None:
+            return quantizer.tensor(stored, name)
+        return TorchTensor(expected(name, _DTYPES[dtype], source, config).contiguous(), name=name)
 
-    return ir.LazyTensor(read, dtype=dtype, shape=shape, name=value.name)
+    return ir.LazyTensor(read, dtype=dtype, shape=shape, name=name)
 
 
 def _as_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

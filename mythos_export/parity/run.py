@@ -25,7 +25,7 @@ from mythos_export.parity.reference import (
 from mythos_export.parity.report import GraphReport, ParityReport, render
 from mythos_export.parity.tolerances import TOLERANCES, Tolerance
 from mythos_export.progress import Reporter
-from mythos_export.signature import CACHE_DTYPES
+from mythos_export.signature import cache_dtype
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
@@ -59,7 +59,7 @@ def check_parity(
         weights = compare_weights(bundle, source, config, advance)
     with report.step("build the graph again"):
         graph_check, graph_failures = compare_graphs(bundle, config)
-    cache_type = CACHE_DTYPES[bundle.manifest.precision]
+    cache_type = cache_dtype(bundle.manifest.precision)
     model = reference_model(source, config, weights)
     cases = cases_for(config, loops)
     total = sum(case.trips for case in cases)

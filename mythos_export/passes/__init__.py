@@ -3,6 +3,7 @@
 from mythos_export.passes.lower_attention import LowerGroupedQueryAttention, LowerLatentAttention
 from mythos_export.passes.lower_moe import LowerMoEGrouped
 from mythos_export.passes.lower_norm import LowerNorm
+from mythos_export.passes.quantize import Quantize
 from mythos_export.passes.reduce_precision import ReducePrecision
 from mythos_export.passes.tidy import Tidy
 from mythos_export.passes.transpose_weights import TransposeWeights
@@ -13,6 +14,7 @@ __all__ = [
     "LowerLatentAttention",
     "LowerMoEGrouped",
     "LowerNorm",
+    "Quantize",
     "ReducePrecision",
     "Tidy",
     "TransposeWeights",

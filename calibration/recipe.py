@@ -1,0 +1,108 @@
+"""The recipe: which activations are quantised, and the range of each at every depth.
+
+It is neutral: no target's node or scale is in it, so one recipe serves every target, and it can be
+read, edited and used again. It is also untrusted: whatever opens is complete and finite.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from calibration.errors import CalibrationError
+
+__all__ = ["RECIPE", "ActivationRange", "Recipe"]
+
+RECIPE = "recipe.json"  # its name in a bundle
+_MAX_BYTES = 64 << 20
+_SMALLEST, _LARGEST = 1e-30, 1e30  # limits whose scale and its reciprocal are ordinary fp32 numbers
+
+Limit = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ActivationRange(_Strict):
+    """The range of one activation; each list has an entry per depth, or one where nothing loops."""
+
+    feeds: list[str] = Field(min_length=1)  # linear layers that read it
+    low: list[float] = Field(min_length=1)  # smallest value seen
+    high: list[float] = Field(min_length=1)  # largest value seen
+    limit: list[Limit] = Field(min_length=1)  # |x| beyond which it saturates, as the method chose
+
+    @model_validator(mode="after")
+    def _same_depths(self) -> ActivationRange:
+        if not len(self.low) == len(self.high) == len(self.limit):
+            raise ValueError("low, high and limit differ in length")
+        return self
+
+    @property
+    def shared_limit(self) -> float:
+        """One limit for all depths."""
+        return max(self.limit)
+
+
+class Recipe(_Strict):
+    """Outcome of a calibration."""
+
+    format_version: Literal[1] = 1
+    model: str  # sha256 of the config, so that a recipe is not used for another model
+    precision: Literal["int8", "fp8"]  # entropy and mse look for the best limit of one number format
+    method: Method
+    depths: int = Field(ge=1, le=4096)  # loops that were calibrated
+    samples: int = Field(ge=1)  # sequences seen
+    tokens: int = Field(ge=1)
+    data: str  # where they came from
+    activations: dict[str, ActivationRange] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _calibrated_depths(self) -> Recipe:
+        for name, activation in self.activations.items():
+            wanted = self.depths if name.startswith("recurrent.") else 1
+            if len(activation.limit) != wanted:
+                raise ValueError(f"{name[:200]} has {len(activation.limit)} depths, expected {wanted}")
+        return self
+
+    def limits(self, *, per_depth: bool) -> dict[str, list[float]]:
+        """Limit of each activation: one per depth, or one in all."""
+        return {
+            name: list(found.limit) if per_depth else [found.shared_limit] for name, found in self.activations.items()
+        }
+
+    def to_json(self) -> str:
+        """As it is saved."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            CalibrationError: it is not one.
+        """
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise CalibrationError(f"{path}: too large to be a recipe")
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CalibrationError(f"{path}: not valid UTF-8, so not a recipe") from error
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read ({error.strerror or error})") from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            what = f"{where[:200]}: {first['msg'][:200]}".lstrip(": ")
+            raise CalibrationError(f"{path}: not a usable recipe ({what}); calibrate again") from error
+
+    def drift(self, name: str) -> float:
+        """How much the limit of an activation varies over the depths: largest over smallest."""
+        limits = self.activations[name].limit
+        return max(limits) / min(limits) if math.isfinite(max(limits)) else math.inf

@@ -1,0 +1,2 @@
+"""placeholder"""
+def choose_kept(*a, **k): return {}

@@ -1,0 +1,120 @@
+"""The reference model computing what a quantised graph computes: the same rounding at the same places.
+
+It is the oracle of quantised bundles, and the instrument of the sensitivity search: weights are those a
+bundle stands for, and every quantised activation is rounded as QuantizeLinear and DequantizeLinear do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mythos_export.linears import layer_of
+from mythos_export.number_formats import NumberFormat
+from mythos_export.quantization import Choices, Quantization
+from reference_model.attention import LatentAttention, Rows
+from reference_model.model import MythosModel
+from reference_model.recurrent import LoopState
+
+__all__ = ["points_of_layers", "round_to", "simulate"]
+
+_EXPERT = re.compile(r"\.routed_experts\.\d+\.")
+
+
+def points_of_layers(feeds: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """From a recipe's `feeds`: the activation that each layer reads."""
+    return {layer: point for point, layers in feeds.items() for layer in layers}
+
+
+def round_to(x: Tensor, number_format: NumberFormat) -> Tensor:
+    """Nearest number of the format, ties to even, saturating; any shape."""
+    kept = x.clamp(number_format.smallest, number_format.largest)
+    if number_format.name == "fp8":
+        return kept.to(torch.float8_e4m3fn).to(torch.float32)
+    return kept.round()
+
+
+def simulate(
+    model: MythosModel,
+    quantization: Quantization,
+    choices: Choices,
+    feeds: Mapping[str, Sequence[str]],
+    head: Tensor,
+) -> MythosModel:
+    """Make a reference model, in place, compute as a graph quantised with these choices.
+
+    Args:
+        model: with the weights that the bundle's stand for; the embedding's with those of its table.
+        feeds: by activation, the layers that read it; not read for weight-only precisions.
+        head: weight of the output head, [vocab, dim].
+    """
+    rounding = _Rounding(quantization, choices, points_of_layers(feeds))
+    step = model.recurrent.step
+
+    def counted(state: LoopState, encoded: Tensor, loop_index: Tensor, *rest: Any) -> Any:
+        rounding.depth = int(loop_index)
+        return step(state, encoded, loop_index, *rest)
+
+    model.recurrent.step = counted  # type: ignore[method-assign]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith(".kv_up"):
+            _round_input(module, rounding.of(layer_of(f"{name}.weight")))
+        elif isinstance(module, LatentAttention):
+            key, value = rounding.of(f"{name}.kv_up.key"), rounding.of(f"{name}.kv_up.value")
+            module.attend = MethodType(_latent_attend(key, value), module)  # type: ignore[method-assign]
+    round_final = rounding.of("head")
+    model.head = lambda x: F.linear(round_final(model.norm(x)), head)  # type: ignore[method-assign]
+    return model
+
+
+class _Rounding:
+    """Rounds activations; knows the depth that is being computed."""
+
+    def __init__(self, quantization: Quantization, choices: Choices, points: Mapping[str, str]) -> None:
+        self.quantization, self.choices, self.points = quantization, choices, points
+        self.depth = 0
+
+    def of(self, layer: str) -> Callable[[Tensor], Tensor]:
+        """What happens to the input of a layer."""
+        point = self.points.get(layer)
+        if not self.quantization.activations or layer in self.choices.keep or point is None:
+            return lambda x: x
+        number_format = self.quantization.format
+        scales = torch.tensor(self.choices.limits[point], dtype=torch.float32) / number_format.largest
+        if len(scales) == 1:
+            return lambda x: round_to(x / scales[0], number_format) * scales[0]
+        reciprocals = 1 / scales
+
+        def by_depth(x: Tensor) -> Tensor:
+            depth = min(self.depth, len(scales) - 1)
+            return round_to(x * reciprocals[depth], number_format) * scales[depth]
+
+        return by_depth
+
+
+def _round_input(module: nn.Linear, rounded: Callable[[Tensor], Tensor]) -> None:
+    module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
+
+
+def _latent_attend(round_query: Callable[[Tensor], Tensor], round_attended: Callable[[Tensor], Tensor]) -> Any:
+    """Attention in latent space, where the up-projections meet the values that are rounded."""
+
+    def attend(
+        self: LatentAttention, query: tuple[Tensor, Tensor], rows: Rows, past: Rows, visible: Tensor
+    ) -> Tensor:
+        latent, rope_key = (torch.cat(pair, dim=1) for pair in zip(past, rows))  # [b, p + s, ...]
+        key, value = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope_dim, self.v_dim), dim=1)
+        q_nope, q_rope = (part.transpose(1, 2) for part in query)  # [b, h, s, ...]
+        q_latent = (round_query(q_nope) @ key) * self.scale  # [b, h, s, rank]
+        scores = q_latent @ latent.unsqueeze(1).mT + (q_rope * self.scale) @ rope_key.unsqueeze(1).mT
+        weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        attended = round_attended(weights @ latent.unsqueeze(1))
+        return (attended @ value.mT).transpose(1, 2).flatten(-2)
+
+    return attend

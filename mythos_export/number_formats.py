@@ -1,0 +1,1 @@
+from calibration.formats import FORMATS, NumberFormat, block_scales, channel_scales, dequantize, quantize  # noqa
