@@ -115,7 +115,11 @@ class ObservedGraph:
 
 
 class _Observer:
-    """Feeds samples to a model with statistics in it."""
+    """Feeds samples to a model with statistics in it.
+
+    Each sequence runs to the full depth, and once more to a shallower one, in turn: what comes out of
+    fewer loops is what the coda must be ready for, and it need not look like what comes out of all.
+    """
 
     def __init__(self, engine: OnnxRuntimeEngine, model: ir.Model, depths: int) -> None:
         self.engine, self.model, self.depths = engine, model, depths
@@ -130,8 +134,11 @@ class _Observer:
         file = GraphFile(file=self.engine.manifest.graphs[0].file, loops="dynamic")
         graph = self.engine.load_model(ir.to_proto(self.model).SerializeToString(), file)
         observed = ObservedGraph(graph, names, saw)
-        for sequence in samples.sequences:
+        shallow = [1 << power for power in range(self.depths.bit_length()) if 1 << power < self.depths]
+        for index, sequence in enumerate(samples.sequences):
             feed(observed, self.engine, sequence, self.depths)
+            if shallow:
+                feed(observed, self.engine, sequence, shallow[index % len(shallow)])
             progress(len(sequence))
 
 
@@ -164,10 +171,11 @@ def _extremes(
 
     def saw(found: dict[str, Array]) -> None:
         for name, (least, greatest) in outputs.items():
-            bottom, top = np.atleast_1d(found[least]), np.atleast_1d(found[greatest])
+            bottom, top = np.array(found[least], ndmin=1), np.array(found[greatest], ndmin=1)
             _check_finite(name, bottom, top)
-            low[name] = np.minimum(low.get(name, bottom), bottom)
-            high[name] = np.maximum(high.get(name, top), top)
+            # the first run is as deep as any
+            np.minimum(low.setdefault(name, bottom)[: len(bottom)], bottom, out=low[name][: len(bottom)])
+            np.maximum(high.setdefault(name, top)[: len(top)], top, out=high[name][: len(top)])
 
     observer.run([name for pair in outputs.values() for name in pair], samples, saw, progress)
     return low, high
@@ -177,8 +185,8 @@ def _check_finite(name: str, low: Array, high: Array) -> None:
     bad = ~(np.isfinite(low) & np.isfinite(high))
     if bad.any():
         raise CalibrationError(
-            f"activation {name} is not finite (NaN or infinite) at depth {int(bad.argmax()) + 1} on the calibration data; "
-            "check the checkpoint"
+            f"activation {name} is not finite (NaN or infinite) at depth {int(bad.argmax()) + 1} "
+            "on the calibration data; check the checkpoint"
         )
 
 
@@ -191,7 +199,8 @@ def _histograms(
 
     def saw(found: dict[str, Array]) -> None:
         for name, output in outputs.items():
-            counts[name] += found[output]
+            seen = np.atleast_2d(found[output])
+            counts[name][: len(seen)] += seen
 
     observer.run(list(outputs.values()), samples, saw, progress)
     return counts

@@ -85,7 +85,7 @@ def choose(
     choices = Choices(limits, frozenset(kept))
     if options.keep_budget is not None:
         assert samples is not None
-        kept |= choose_kept(precision, choices, recipe, config, source, samples, options.keep_budget, report)
+        kept |= choose_kept(quantization, choices, recipe, config, source, samples, options.keep_budget, report)
     return Chosen(Choices(limits, frozenset(kept)), recipe, ranges, kept)
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.formats import NumberFormat
+from mythos_export.number_formats import NumberFormat
 
 __all__ = ["METHODS", "MINIMUM_TOKENS", "limit_of"]
 

@@ -105,9 +105,7 @@ def _round_input(module: nn.Linear, rounded: Callable[[Tensor], Tensor]) -> None
 def _latent_attend(round_query: Callable[[Tensor], Tensor], round_attended: Callable[[Tensor], Tensor]) -> Any:
     """Attention in latent space, where the up-projections meet the values that are rounded."""
 
-    def attend(
-        self: LatentAttention, query: tuple[Tensor, Tensor], rows: Rows, past: Rows, visible: Tensor
-    ) -> Tensor:
+    def attend(self: LatentAttention, query: tuple[Tensor, Tensor], rows: Rows, past: Rows, visible: Tensor) -> Tensor:
         latent, rope_key = (torch.cat(pair, dim=1) for pair in zip(past, rows))  # [b, p + s, ...]
         key, value = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope_dim, self.v_dim), dim=1)
         q_nope, q_rope = (part.transpose(1, 2) for part in query)  # [b, h, s, ...]

@@ -107,9 +107,7 @@ def _root(value: ir.Value, user: ir.Node) -> tuple[ir.Value, tuple[ir.Node, ...]
 def layer_names(config: MythosConfig) -> list[str]:
     """Every layer that may be quantised, the routed experts under one name, the embedding's table last."""
     parameters = (name for name, shape in parameter_shapes(config).items() if len(shape) > 1)
-    names = dict.fromkeys(
-        layer for name in parameters if not always_float(name) for layer in _layers_of(name, config)
-    )
+    names = dict.fromkeys(layer for name in parameters if not always_float(name) for layer in _layers_of(name, config))
     return [*names, EMBEDDING]
 
 

@@ -10,10 +10,26 @@ import onnx_ir as ir
 
 from mythos_export.number_formats import FORMATS, NumberFormat
 
-__all__ = ["EMBEDDING", "QUANTIZED", "TABLE", "Choices", "MissingRange", "Quantization", "scale_shape", "stored_name"]
+__all__ = [
+    "EMBEDDING",
+    "NBITS",
+    "QUANTIZED",
+    "ROUTED_EXPERTS",
+    "STACKS",
+    "TABLE",
+    "Choices",
+    "MissingRange",
+    "Quantization",
+    "scale_shape",
+    "stored_name",
+    "stored_shape",
+]
 
 EMBEDDING = "embed"  # the embedding's table, as a layer
 TABLE = "embed.weight.rows"  # the same quantised, as a parameter
+ROUTED_EXPERTS = "recurrent.block.ffn.routed_experts"
+# Weights of all routed experts as one parameter, and what an expert puts into it: row 2i is the gate's, 2i + 1 up's.
+STACKS = {f"{ROUTED_EXPERTS}.gate_up": ("gate", "up"), f"{ROUTED_EXPERTS}.down": ("down",)}
 
 
 class MissingRange(ValueError):
@@ -26,9 +42,12 @@ class Quantization:
 
     format: NumberFormat
     dtype: ir.DataType
-    activations: bool  # are the inputs of a MatMul quantised too?
+    activations: bool  # are the inputs of a MatMul quantised too, by ranges that were calibrated?
     tied_head: bool = False  # may the head read the embedding's int8 table?
     block: int | None = None  # weights along the contraction that share a scale; None: all of an output channel
+    packed: bool = False  # stored as ONNX Runtime's own operators read it (`mythos_export.packing`)
+    # Activations along the contraction that the kernel rounds to int8 by their own largest; None: it does not.
+    dynamic_block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,24 +58,44 @@ class Choices:
     keep: frozenset[str] = frozenset()  # layers that stay in float
 
 
+# In standard ONNX; what another target does instead, its entry in `mythos_export.targets` says.
 QUANTIZED = {
     "int8": Quantization(FORMATS["int8"], ir.DataType.INT8, activations=True, tied_head=True),
     "fp8": Quantization(FORMATS["fp8"], ir.DataType.FLOAT8E4M3FN, activations=True),
     "int4": Quantization(FORMATS["int4"], ir.DataType.INT4, activations=False, block=32),
 }
+# The same int4 weights for MatMulNBits and QMoE. Their kernels at accuracy level 4 multiply integers: each
+# block of a row of activations is rounded to int8 as it comes.
+NBITS = Quantization(FORMATS["int4"], ir.DataType.UINT8, activations=False, block=32, packed=True, dynamic_block=32)
 
 
 def stored_name(weight: str, quantization: Quantization) -> str:
     """Name of the parameter that holds a weight quantised."""
     block = f"b{quantization.block}" if quantization.block else ""
-    return f"{weight}.{quantization.format.name}{block}"
+    layout = ".packed" if quantization.packed else ""
+    return f"{weight}.{quantization.format.name}{block}{layout}"
+
+
+def stored_shape(shape: Sequence[int], quantization: Quantization) -> list[int]:
+    """Shape of the parameter that holds a weight [..., contraction, channels].
+
+    [channels, blocks, block / 2] where two numbers are packed into a byte; the last block is filled up.
+    """
+    if not quantization.packed:
+        return list(shape)
+    assert quantization.block is not None
+    contraction, channels = shape
+    return [channels, math.ceil(contraction / quantization.block), quantization.block // 2]
 
 
 def scale_shape(shape: Sequence[int], quantization: Quantization) -> list[int]:
     """Shape of the scales of a weight [..., contraction, channels].
 
-    [channels] of a matrix, [..., 1, channels] of a batch of them, [..., blocks, channels] where there are blocks.
+    [channels] of a matrix, [..., 1, channels] of a batch of them, [..., blocks, channels] where there are blocks,
+    [channels, blocks] where they are packed.
     """
+    if quantization.packed:
+        return stored_shape(shape, quantization)[:2]
     if quantization.block is None:
         return [shape[-1]] if len(shape) == 2 else [*shape[:-2], 1, shape[-1]]
     return [*shape[:-2], math.ceil(shape[-2] / quantization.block), shape[-1]]

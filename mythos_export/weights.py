@@ -85,9 +85,7 @@ def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: M
     return layout(_as_dtype(source.read(name), dtype, name), config)
 
 
-def _lazy(
-    value: ir.Value, source: WeightSource, config: MythosConfig, quantizer: Quantizer
-) -> ir.TensorProtocol:
+def _lazy(value: ir.Value, source: WeightSource, config: MythosConfig, quantizer: Quantizer) -> ir.TensorProtocol:
     assert value.name is not None and value.shape is not None and value.dtype is not None
     name, dtype, shape, stored = value.name, value.dtype, value.shape, stored_as(value.name)
 

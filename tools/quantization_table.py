@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from calibration.choose import QuantizeOptions
+from engines.generation import RunningBatch
 from engines.onnxruntime import OnnxRuntimeEngine
 from engines.prompts import read_prompts
-from engines.generation import RunningBatch
 from mythos_export.bundle import Bundle
 from mythos_export.parity.probe import ProbedGraph
 from mythos_export.pipeline import ExportRequest, export
@@ -53,10 +53,22 @@ def main() -> None:
         }
         rows["int4"] = Measured(make(Path(folder), "int4", QuantizeOptions()), prompts)
     depths = range(1, DEPTHS + 1)
-    table("hidden state: |difference| / |fp32| in %, by depth", depths, {n: row.hidden_errors(plain) for n, row in rows.items()})
-    table("logits: |difference| / |fp32| in %, by loop count", LOOPS, {n: row.logit_errors(plain) for n, row in rows.items()})
+    table(
+        "hidden state: |difference| / |fp32| in %, by depth",
+        depths,
+        {n: row.hidden_errors(plain) for n, row in rows.items()},
+    )
+    table(
+        "logits: |difference| / |fp32| in %, by loop count",
+        LOOPS,
+        {n: row.logit_errors(plain) for n, row in rows.items()},
+    )
     table("router agreement in %, by depth", depths, {n: row.router_agreement(plain) for n, row in rows.items()})
-    table("accuracy in %, k = 1..6, by loop count", LOOPS, {n: row.accuracy(prompts) for n, row in {"fp32": plain, **rows}.items()})
+    table(
+        "accuracy in %, k = 1..6, by loop count",
+        LOOPS,
+        {n: row.accuracy(prompts) for n, row in {"fp32": plain, **rows}.items()},
+    )
 
 
 def make(folder: Path, precision: str, options: QuantizeOptions) -> Bundle:
@@ -96,9 +108,7 @@ class Measured:
 
     def router_agreement(self, plain: Measured) -> list[float]:
         """By depth: tokens sent to the same experts."""
-        return [
-            100 * float((ours == theirs).all(-1).mean()) for ours, theirs in zip(self.experts, plain.experts)
-        ]
+        return [100 * float((ours == theirs).all(-1).mean()) for ours, theirs in zip(self.experts, plain.experts)]
 
     def accuracy(self, prompts: Prompts) -> list[float]:
         """By loop count."""

@@ -41,13 +41,18 @@ class Case:
         return self.mask.astype(bool)
 
 
-def default_loops(config: MythosConfig, deepest: int | None) -> list[int]:
-    """Loop counts worth comparing at, two past the depth-LoRA table included."""
+def default_loops(config: MythosConfig, deepest: int | None, *, twice: bool = False) -> list[int]:
+    """Loop counts worth comparing at, two past the depth-LoRA table included.
+
+    Args:
+        deepest: of an unrolled graph.
+        twice: up to twice the trained depth, past which calibrated ranges only repeat.
+    """
     trained = config.max_loop_iters
-    wanted = {1, 2, 4, 8, 16} | {trained, trained + 2}
+    wanted = {1, 2, 4, 8, 16} | {trained, 2 * trained if twice else trained + 2}
     if deepest is not None:
         return sorted({count for count in wanted if count < deepest} | {deepest})
-    return sorted(count for count in wanted if count <= max(16, trained + 2))
+    return sorted(wanted)
 
 
 def cases_for(config: MythosConfig, loops: Sequence[int], *, seed: int = _SEED) -> list[Case]:

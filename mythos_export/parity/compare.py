@@ -13,7 +13,7 @@ from mythos_export.parity.exported import ExportedRun, Inside
 from mythos_export.parity.reference import ReferenceRun
 from mythos_export.parity.tolerances import Tolerance
 
-__all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "uncompared_case"]
+__all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "measure_logits", "uncompared_case"]
 
 _TINY = 1e-30  # keeps a range of zero from dividing
 _MAX_FLIPS = 20  # listed; the count is complete
@@ -67,26 +67,33 @@ class CaseResult(BaseModel):
 
 
 def compare_case(
-    case: Case, reference: ReferenceRun, run: ExportedRun, probed: ExportedRun, tolerance: Tolerance
+    case: Case,
+    reference: ReferenceRun,
+    run: ExportedRun,
+    probed: ExportedRun,
+    tolerance: Tolerance,
+    *,
+    guided: bool = False,
 ) -> CaseResult:
     """Compare what PyTorch and a graph computed.
 
     Args:
         run: by the graph as it ships.
         probed: by the same graph with probes.
+        guided: PyTorch followed the graph's routing, so that a flip of the router reaches nothing.
     """
     inside = probed.inside
     failures = _shape_failures(case, reference, run, inside)
     if failures or inside is None:
         return uncompared_case(case, failures)
     flips = _flips(case, reference, inside, run)
-    clean = _untouched(case, flips, tolerance)
+    clean = _untouched(case, [flip for flip in flips if not guided or flip.kind != "router"], tolerance)
     failures += _flip_failures(flips, tolerance)
     if not clean.any():
         return uncompared_case(case, failures, excluded=int(case.real.sum()))
     trajectory = _trajectory(case, reference, inside, clean)
     first_out = next((depth.depth for depth in trajectory if not depth.hidden_error <= tolerance.hidden), None)
-    values = _logit_errors(reference.logits[clean], run.logits[clean], tolerance)
+    values = measure_logits(reference.logits[clean], run.logits[clean], top1_margin=tolerance.top1_margin)
     if not values["error_over_range"] <= tolerance.logits:
         failures.append(f"logits differ by {values['error_over_range']:.3g} of their range")
     if values["top1_agreement"] < 1:
@@ -186,13 +193,13 @@ def _trajectory(case: Case, reference: ReferenceRun, inside: Inside, clean: NDAr
     return results
 
 
-def _logit_errors(wanted: NDArray[np.float32], got: NDArray[np.float32], tolerance: Tolerance) -> dict[str, Any]:
+def measure_logits(wanted: NDArray[np.float32], got: NDArray[np.float32], *, top1_margin: float) -> dict[str, Any]:
     """Measures over positions [n, vocab]."""
     ours, theirs = got.astype(np.float64), wanted.astype(np.float64)
     error, extent = np.abs(theirs - ours), max(float(np.ptp(theirs)), _TINY)
     best = np.sort(theirs, axis=-1)
     margins = (best[:, -1] - best[:, -2]) / extent if theirs.shape[-1] > 1 else np.full(len(theirs), np.inf)
-    decided = margins > tolerance.top1_margin
+    decided = margins > top1_margin
     agree = (theirs.argmax(-1) == ours.argmax(-1))[decided]
     p, q = _log_softmax(theirs), _log_softmax(ours)
     norms = np.linalg.norm(theirs) * np.linalg.norm(ours)

@@ -36,6 +36,11 @@ class Inside:
     router_scores: NDArray[np.float32]  # [t, b, s, experts]
     experts: NDArray[np.int64]  # [t, b, s, k]
 
+    def until(self, depth: int) -> Inside:
+        """The first depths: a graph unrolled deeper runs more than a case asks for."""
+        kept = (self.hidden, self.act_weight, self.router_scores, self.experts)
+        return Inside(*(values[:depth] for values in kept))
+
 
 def run_graph(graph: Graph, parts: list[CachePart], case: Case) -> ExportedRun:
     """Feed a case to a graph; a probed one also tells what its loop did.

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from mythos_export.bundle import Bundle
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import parse_loops
-from mythos_export.parity.source import load_graph
+from mythos_export.parity.source import choices_of, load_graph
 from mythos_export.pipeline import versions
 from reference_model.config import MythosConfig
 
@@ -23,7 +23,8 @@ __all__ = ["GraphCheck", "compare_graphs"]
 
 GraphCheck = tuple[str, list[str]]  # what was done, in words, and what differs
 
-_BUILDERS = ("mythos-export", "torch", "onnxscript", "onnx-ir")  # what decides how a graph comes out
+# what decides how a graph comes out
+_BUILDERS = ("mythos-export", "torch", "onnxscript", "onnx-ir")
 
 
 def compare_graphs(bundle: Bundle, config: MythosConfig) -> GraphCheck:
@@ -43,6 +44,7 @@ def compare_graphs(bundle: Bundle, config: MythosConfig) -> GraphCheck:
         precision=bundle.manifest.precision,
         loops=parse_loops(bundle.manifest.loops),
         opset=bundle.manifest.opset,
+        choices=choices_of(bundle, config),
     )
     differing = []
     for file, built in graphs.items():

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.cases import Case
-from mythos_export.parity.source import load_graph
-from mythos_export.weights import expected, source_of
+from mythos_export.parity.exported import Inside
+from mythos_export.parity.stored import StoredWeights
 from reference_model.attention import GroupedQueryAttention, LatentAttention
 from reference_model.cache import Cache
-from reference_model.checkpoint import WeightSource, load_model, parameter_shapes
+from reference_model.checkpoint import WeightSource, load_model
 from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
-from reference_model.recurrent import StepTrace
+from reference_model.moe import Routing
+from reference_model.recurrent import LoopState, StepTrace
 
 __all__ = [
     "ReferenceRun",
-    "WeightComparison",
-    "compare_weights",
     "few_threads_if_small",
     "reference_model",
     "rounded_rows",
@@ -36,7 +32,6 @@ __all__ = [
 ]
 
 _WIDE = 1024  # model dim from which a second thread helps
-_MIN_MAPPED = 1 << 16  # numbers; smaller tensors are not worth a mapping
 
 
 @dataclass(frozen=True)
@@ -53,84 +48,22 @@ class ReferenceRun:
     act_threshold: float
 
 
-@dataclass(frozen=True)
-class WeightComparison:
-    """A bundle's parameters held against the checkpoint's."""
-
-    compared: int
-    differing: list[str]
-    mapped: dict[str, torch.Tensor]  # by the checkpoint's names: equal to its tensors, in the bundle's memory
-    stored: dict[str, torch.dtype]  # by the checkpoint's names
-
-
-def compare_weights(
-    bundle: Bundle, source: WeightSource, config: MythosConfig, progress: Callable[[int], None]
-) -> WeightComparison:
-    """Hold every parameter of the bundle against the checkpoint's, bit for bit.
-
-    fp32 tensors that are equal are handed on mapped, so the reference need not hold a second copy.
-
-    Raises:
-        BundleError: a parameter cannot be read.
-    """
-    stored_parameters = _stored_parameters(bundle)
-    differing: list[str] = []
-    mapped: dict[str, torch.Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for name, stored in stored_parameters.items():
-        tensor = _as_torch(bundle, stored)
-        if not torch.equal(tensor, expected(name, tensor.dtype, source, config)):
-            differing.append(name)
-        elif tensor.dtype == torch.float32 and tensor.numel() >= _MIN_MAPPED and not name.endswith((".key", ".value")):
-            mapped[source_of(name)[0]] = tensor.T if name.endswith(".T") else tensor
-        dtypes[source_of(name)[0]] = tensor.dtype
-        progress(stored.nbytes)
-    differing += sorted(parameter_shapes(config).keys() - dtypes.keys())  # left out, or put in the graph
-    return WeightComparison(len(stored_parameters), differing, mapped, dtypes)
-
-
-def _stored_parameters(bundle: Bundle) -> dict[str, ir.ExternalTensor]:
-    model = load_graph(bundle, bundle.manifest.graphs[0].file)
-    return {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-
-
-def _as_torch(bundle: Bundle, stored: ir.ExternalTensor) -> torch.Tensor:
-    try:
-        array = stored.numpy()
-    except (OSError, TypeError, ValueError) as error:  # beyond the file's end, or a file with several hard links
-        raise BundleError(f"{bundle.path}: {stored.name} cannot be read ({error}); copy or export it again") from error
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mapping is read-only, and nobody writes to it
-        return torch.from_numpy(array)
-
-
-def reference_model(source: WeightSource, config: MythosConfig, weights: WeightComparison) -> MythosModel:
-    """The reference with the checkpoint's weights, rounded as the bundle stores them.
-
-    Taken from the mapping where that holds the same values.
-    """
-    return load_model(_Overlay(source, weights), config).eval()
+def reference_model(source: WeightSource, config: MythosConfig, stored: StoredWeights | None = None) -> MythosModel:
+    """The reference with the checkpoint's weights; as a bundle stores them, where its weights are given."""
+    return load_model(source if stored is None else _Overlay(source, stored, config), config)
 
 
 class _Overlay:
-    """A source that hands out the mapped tensor where there is one, and rounds the others as the bundle does."""
+    """A source that hands out what a bundle stores."""
 
-    def __init__(self, source: WeightSource, weights: WeightComparison) -> None:
-        self._source, self._weights = source, weights
+    def __init__(self, source: WeightSource, stored: StoredWeights, config: MythosConfig) -> None:
+        self._source, self._stored, self._config = source, stored, config
         self.config = source.config
         self.names, self.shape, self.describe = source.names, source.shape, source.describe
         self.rope_table = source.rope_table
 
     def read(self, name: str) -> torch.Tensor:
-        if name in self._weights.mapped:
-            return self._weights.mapped[name]
-        return self._source.read(name).to(self._weights.stored.get(name, torch.float32)).to(torch.float32)
+        return self._stored.read(name, self._source, self._config)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32
@@ -167,8 +100,16 @@ def few_threads_if_small(config: MythosConfig) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def run_reference(model: MythosModel, case: Case) -> ReferenceRun:
-    """Feed a case to PyTorch."""
+def run_reference(model: MythosModel, case: Case, guide: Inside | None = None) -> ReferenceRun:
+    """Feed a case to PyTorch.
+
+    Args:
+        guide: what a graph did; each loop then starts from the graph's hidden state and mixes the experts that
+            it chose (and says what it would have chosen itself), so that differences do not add up.
+    """
+    if guide is not None:
+        with guided(model, guide.until(case.trips)):
+            return run_reference(model, case)
     ids, mask = torch.from_numpy(case.ids), torch.from_numpy(case.mask)
     depths = torch.tensor(case.loops)
     cache: Cache | None = None
@@ -192,6 +133,36 @@ def run_reference(model: MythosModel, case: Case) -> ReferenceRun:
         experts=_joined(traces, lambda step: step.routing.experts.unflatten(0, (batch, -1))),
         act_threshold=model.config.act_threshold,
     )
+
+
+@contextlib.contextmanager
+def guided(model: MythosModel, guide: Inside) -> Iterator[None]:
+    """While it lasts, the model follows a graph's run, token by token as they are fed."""
+    recurrent, moe = model.recurrent, model.recurrent.block.ffn
+    step, mix = recurrent.step, moe.mix
+    fed = depth = 0
+
+    def at(values: NDArray[Any], depth: int, count: int) -> torch.Tensor:
+        return torch.from_numpy(values[depth, :, fed : fed + count].copy())
+
+    def guided_step(state: LoopState, encoded: torch.Tensor, loop_index: torch.Tensor, *rest: Any) -> Any:
+        nonlocal fed, depth
+        count, trips = encoded.shape[1], len(guide.hidden)
+        depth = int(loop_index)
+        if depth:
+            state = state._replace(hidden=at(guide.hidden, depth - 1, count))
+        result = step(state, encoded, loop_index, *rest)
+        fed += count if depth == trips - 1 else 0
+        return result
+
+    def guided_mix(tokens: torch.Tensor, routing: Routing) -> torch.Tensor:
+        batch = guide.experts.shape[1]
+        experts = at(guide.experts, depth, len(tokens) // batch).flatten(0, 1)
+        chances = (routing.scores - moe.router_bias).softmax(dim=-1).gather(-1, experts)
+        return mix(tokens, Routing(routing.scores, experts, chances / chances.sum(dim=-1, keepdim=True)))
+
+    with patch.object(recurrent, "step", guided_step), patch.object(moe, "mix", guided_mix):
+        yield
 
 
 def _joined(traces: list[tuple[StepTrace, ...]], pick: Callable[[StepTrace], torch.Tensor]) -> NDArray[Any]:

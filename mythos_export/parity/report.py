@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from mythos_export.bundle import ParitySummary
 from mythos_export.parity.compare import CaseResult
+from mythos_export.parity.loss import Loss, render_loss
 from mythos_export.parity.tolerances import Tolerance
 
 __all__ = ["GraphReport", "ParityReport", "render"]
@@ -29,6 +30,7 @@ class ParityReport(BaseModel):
     weights_differing: list[str]
     graph_check: str
     graphs: list[GraphReport]
+    loss: list[Loss]  # against the model in fp32; empty where nothing is quantised
     failures: list[str]
 
     @property
@@ -55,6 +57,7 @@ def render(report: ParityReport) -> str:
         lines += [f"{graph.file} ({graph.depth} loops, {report.precision})", _CASE_HEAD]
         lines += [_case_row(case) for case in graph.cases]
         lines += _trajectory_rows(graph)
+    lines += render_loss(report.loss)
     lines += [f"weights: {report.weights_compared} tensors, {len(report.weights_differing)} differ from the checkpoint"]
     lines += [f"graph: {report.graph_check}"]
     lines += [f"FAILED: {failure}" for failure in report.failures]

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibration.errors import CalibrationError
+from calibration.recipe import RECIPE, Recipe
 from mythos_export.bundle import Bundle, BundleError
+from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.parity.cases import default_loops
 from mythos_export.parity.tolerances import TOLERANCES
+from mythos_export.quantization import Choices
 from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
 from reference_model.config import MythosConfig
 
-__all__ = ["load_graph", "loop_counts", "source_of_bundle"]
+__all__ = ["choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
 
 
 def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosConfig, WeightSource]:
@@ -56,6 +60,37 @@ def load_graph(bundle: Bundle, file: str) -> ir.Model:
         raise BundleError(f"{path}: not a usable ONNX graph ({gist}); export it again") from error
 
 
+def recipe_of(bundle: Bundle) -> Recipe | None:
+    """The recipe that a bundle was quantised with; None where no activation was.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    if RECIPE not in bundle.manifest.files:
+        return None
+    try:
+        return Recipe.from_file(bundle.file(RECIPE))
+    except CalibrationError as error:
+        raise BundleError(str(error)) from error
+
+
+def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
+    """The choices that a bundle was quantised with.
+
+    Raises:
+        BundleError: it does not say.
+    """
+    record = bundle.manifest.quantization
+    if record is None:
+        return Choices()
+    recipe, limits = recipe_of(bundle), {}
+    if record.ranges is not None:
+        if recipe is None:
+            raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
+        limits = recipe.limits(per_depth=record.ranges == "per-depth")
+    return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)))
+
+
 def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[int]:
     """The loop counts to compare at.
 
@@ -65,7 +100,7 @@ def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[
     depths = [graph.loops for graph in bundle.manifest.graphs]
     deepest = None if "dynamic" in depths else max(int(depth) for depth in depths)
     if text is None:
-        return default_loops(config, deepest)
+        return default_loops(config, deepest, twice=bundle.manifest.quantization is not None)
     wanted = list(parse_loops(text).depths)
     if not wanted:
         raise LoopsError(f"--loops is {text!r}; give loop counts such as 1,2,4,8,16")

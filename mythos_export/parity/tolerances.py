@@ -29,4 +29,7 @@ TOLERANCES = {
     "fp32": Tolerance(logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
     "fp16": Tolerance(logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
     "bf16": Tolerance(logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
+    "int8": Tolerance(logits=3e-2, hidden=3e-2, near_tie=5e-2, top1_margin=6e-2),
+    "fp8": Tolerance(logits=3e-2, hidden=3e-2, near_tie=5e-2, top1_margin=6e-2),
+    "int4": Tolerance(logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
 }

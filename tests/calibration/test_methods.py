@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibration.formats import FORMATS, NumberFormat
 from calibration.methods import METHODS, MINIMUM_TOKENS, limit_of
+from mythos_export.number_formats import FORMATS, NumberFormat
 
 BINS = 2048
 INT8, FP8 = FORMATS["int8"], FORMATS["fp8"]
@@ -96,7 +96,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("method", ["mse", "entropy"])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(counts=COUNTS)
 def test_a_slow_search_finds_no_better_limit(method: str, fmt: NumberFormat, counts: list[int]) -> None:
     limit = limit_of(np.array(counts, np.int64), 1.0, method, fmt)

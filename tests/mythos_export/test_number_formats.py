@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from calibration.formats import (
+from mythos_export.number_formats import (
     FORMATS,
     NumberFormat,
     block_scales,
@@ -229,7 +229,7 @@ def test_numbers_fit_what_they_are_stored_in(fmt: NumberFormat) -> None:
 
 
 @EVERY
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(weight=WEIGHTS, axis=st.integers(-2, 1))
 def test_a_channel_scale_is_usable(fmt: NumberFormat, weight: Floats, axis: int) -> None:
     scales = channel_scales(weight, axis, fmt)
@@ -311,7 +311,7 @@ def test_pieces_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
         return [blocks, quantize(weight, channels, INT8), quantize(weight, blocks, INT4, 32)]
 
     whole = outcome()
-    monkeypatch.setattr("calibration.formats._PIECE", 1)
+    monkeypatch.setattr("mythos_export.number_formats._PIECE", 1)
     for ours, theirs in zip(outcome(), whole):
         assert_same_bits(ours, theirs)
 
