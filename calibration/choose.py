@@ -6,12 +6,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from calibration.calibrate import calibrate, check_samples, model_id
 from calibration.data import Samples, default_samples, read_samples
 from calibration.errors import CalibrationError
-from calibration.recipe import Method, Recipe
+from calibration.recipe import Method, Ranges, Recipe
 from calibration.sensitivity import choose_kept
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle
@@ -22,13 +21,12 @@ from mythos_export.quantization import QUANTIZED, Choices
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
 
-__all__ = ["Chosen", "QuantizeOptions", "Ranges", "choose", "samples_for"]
+__all__ = ["Chosen", "QuantizeOptions", "choose", "samples_for"]
 
-Ranges = Literal["shared", "per-depth"]
 FloatBundle = Callable[[], AbstractContextManager[Bundle]]
 
 DEFAULT_METHOD: Method = "minmax"
-DEFAULT_RANGES: Ranges = "per-depth"
+DEFAULT_RANGES: Ranges = "auto"
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def choose(
         with float_bundle() as bundle:
             recipe = _calibrate(precision, options, config, samples, bundle, report)
     ranges = None if not quantization.activations else options.ranges or DEFAULT_RANGES
-    limits = recipe.limits(per_depth=ranges == "per-depth") if recipe is not None and ranges is not None else {}
+    limits = recipe.limits(ranges) if recipe is not None and ranges is not None else {}
     kept = dict.fromkeys(kept_layers(config, options.keep), "--keep")
     choices = Choices(limits, frozenset(kept))
     if options.keep_budget is not None:

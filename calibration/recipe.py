@@ -6,7 +6,6 @@ read, edited and used again. It is also untrusted: whatever opens is complete an
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibration.errors import CalibrationError
 
-__all__ = ["RECIPE", "ActivationRange", "Recipe"]
+__all__ = ["RECIPE", "ActivationRange", "Method", "Ranges", "Recipe"]
 
 RECIPE = "recipe.json"  # its name in a bundle
 _MAX_BYTES = 64 << 20
 _SMALLEST, _LARGEST = 1e-30, 1e30  # limits whose scale and its reciprocal are ordinary fp32 numbers
 
+_DRIFT = 2.0  # from here on a range shared by all depths costs the narrowest of them more than a bit
+
+Ranges = Literal["auto", "shared", "per-depth"]
 Limit = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
@@ -47,6 +49,11 @@ class ActivationRange(_Strict):
         """One limit for all depths."""
         return max(self.limit)
 
+    @property
+    def drift(self) -> float:
+        """How much wider the widest depth is than the narrowest."""
+        return max(self.limit) / min(self.limit)
+
 
 class Recipe(_Strict):
     """Outcome of a calibration."""
@@ -69,11 +76,14 @@ class Recipe(_Strict):
                 raise ValueError(f"{name[:200]} has {len(activation.limit)} depths, expected {wanted}")
         return self
 
-    def limits(self, *, per_depth: bool) -> dict[str, list[float]]:
-        """Limit of each activation: one per depth, or one in all."""
-        return {
-            name: list(found.limit) if per_depth else [found.shared_limit] for name, found in self.activations.items()
-        }
+    def limits(self, ranges: Ranges) -> dict[str, list[float]]:
+        """Limit of each activation: one in all, or one per depth; `auto` decides by how far its depths differ."""
+        return {name: self._limits(found, ranges) for name, found in self.activations.items()}
+
+    @staticmethod
+    def _limits(found: ActivationRange, ranges: Ranges) -> list[float]:
+        by_depth = ranges == "per-depth" or (ranges == "auto" and found.drift > _DRIFT)
+        return list(found.limit) if by_depth else [found.shared_limit]
 
     def to_json(self) -> str:
         """As it is saved."""
@@ -101,8 +111,3 @@ class Recipe(_Strict):
             where = ".".join(str(part) for part in first["loc"])
             what = f"{where[:200]}: {first['msg'][:200]}".lstrip(": ")
             raise CalibrationError(f"{path}: not a usable recipe ({what}); calibrate again") from error
-
-    def drift(self, name: str) -> float:
-        """How much the limit of an activation varies over the depths: largest over smallest."""
-        limits = self.activations[name].limit
-        return max(limits) / min(limits) if math.isfinite(max(limits)) else math.inf

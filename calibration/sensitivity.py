@@ -184,9 +184,7 @@ class _Trial:
         """kv_up with one of its halves rounded, and the other as it was `before`."""
         config = self.config
         whole = self._source.read(name) if before is None else before
-        key, value = whole.unflatten(0, (config.n_heads, -1)).split(
-            (config.qk_nope_head_dim, config.v_head_dim), dim=1
-        )
+        key, value = whole.unflatten(0, (config.n_heads, -1)).split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
         if layer.endswith(".key"):
             key = self._as_linear(f"{name}.key")
         else:

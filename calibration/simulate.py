@@ -1,13 +1,14 @@
 """The reference model computing what a quantised graph computes: the same rounding at the same places.
 
 It is the oracle of quantised bundles, and the instrument of the sensitivity search: weights are those a
-bundle stands for, and every quantised activation is rounded as QuantizeLinear and DequantizeLinear do.
+bundle stands for, and every quantised activation is rounded as QuantizeLinear and DequantizeLinear do, or
+as a kernel does that rounds each block of it as it comes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -15,16 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mythos_export.linears import layer_of
+from mythos_export.linears import always_float, layer_of
 from mythos_export.number_formats import NumberFormat
 from mythos_export.quantization import Choices, Quantization
 from reference_model.attention import LatentAttention, Rows
 from reference_model.model import MythosModel
 from reference_model.recurrent import LoopState
 
-__all__ = ["points_of_layers", "round_to", "simulate"]
-
-_EXPERT = re.compile(r"\.routed_experts\.\d+\.")
+__all__ = ["points_of_layers", "round_blocks", "round_to", "simulate"]
 
 
 def points_of_layers(feeds: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -40,6 +39,21 @@ def round_to(x: Tensor, number_format: NumberFormat) -> Tensor:
     return kept.round()
 
 
+def round_blocks(x: Tensor, block: int) -> Tensor:
+    """Nearest of 255 numbers spaced evenly over ±the largest of each block: x [..., n], blocks along the last axis.
+
+    As ONNX Runtime's int4 kernels round activations at accuracy level 4: x * (127 / largest) to the nearest
+    integer, ties to even, times largest / 127. The last block may be shorter; a block of zeros stays zero,
+    and one of numbers below 1e-36 becomes zero.
+    """
+    size = x.shape[-1]
+    blocks = F.pad(x, (0, -size % block)).unflatten(-1, (-1, block))  # [..., blocks, block]
+    largest = blocks.abs().amax(dim=-1, keepdim=True)
+    factor = 127 / largest
+    levels = (blocks * torch.where(factor.isinf(), 0.0, factor)).round()
+    return (levels * (largest / 127)).flatten(-2)[..., :size]
+
+
 def simulate(
     model: MythosModel,
     quantization: Quantization,
@@ -51,7 +65,8 @@ def simulate(
 
     Args:
         model: with the weights that the bundle's stand for; the embedding's with those of its table.
-        feeds: by activation, the layers that read it; not read for weight-only precisions.
+        choices: layers that the target leaves in float are among those to keep (`targets.settled`).
+        feeds: by activation, the layers that read it; read only where ranges were calibrated.
         head: weight of the output head, [vocab, dim].
     """
     rounding = _Rounding(quantization, choices, points_of_layers(feeds))
@@ -61,7 +76,7 @@ def simulate(
         rounding.depth = int(loop_index)
         return step(state, encoded, loop_index, *rest)
 
-    model.recurrent.step = counted  # type: ignore[method-assign]
+    model.recurrent.step = counted  # type: ignore[method-assign, assignment]
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.endswith(".kv_up"):
             _round_input(module, rounding.of(layer_of(f"{name}.weight")))
@@ -82,8 +97,12 @@ class _Rounding:
 
     def of(self, layer: str) -> Callable[[Tensor], Tensor]:
         """What happens to the input of a layer."""
+        if layer in self.choices.keep or always_float(layer):
+            return lambda x: x
+        if self.quantization.dynamic_block is not None:
+            return partial(round_blocks, block=self.quantization.dynamic_block)
         point = self.points.get(layer)
-        if not self.quantization.activations or layer in self.choices.keep or point is None:
+        if not self.quantization.activations or point is None:
             return lambda x: x
         number_format = self.quantization.format
         scales = torch.tensor(self.choices.limits[point], dtype=torch.float32) / number_format.largest

@@ -106,7 +106,7 @@ class ParitySummary(_Strict):
 class QuantizationRecord(_Strict):
     """How a quantised bundle came to be; the ranges themselves are in `recipe.json`."""
 
-    ranges: Literal["shared", "per-depth"] | None  # of activations; None where weights alone are quantised
+    ranges: Literal["auto", "shared", "per-depth"] | None  # of activations; None where weights alone are quantised
     quantized: list[str]  # layers
     kept: dict[str, str]  # what stayed in float, and why
     kernels: dict[str, int]  # what ONNX Runtime runs for the quantised layers on a CPU

@@ -29,10 +29,13 @@ app = typer.Typer(
 
 # Where each kind of mistake a user can make is defined; only modules already loaded can have raised it.
 _USER_ERRORS = (
+    ("calibration.errors", "CalibrationError"),
     ("reference_model.config", "ConfigError"),
     ("reference_model.weight_source", "CheckpointError"),
     ("mythos_export.bundle", "BundleError"),
+    ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
+    ("mythos_export.quantization", "MissingRange"),
     ("mythos_export.requests", "RequestError"),
     ("engines.errors", "EngineError"),
 )
@@ -67,7 +70,24 @@ def export(
     ] = None,
     loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
     target: Annotated[str, typer.Option(help="portable: standard ONNX for any runtime.")] = "portable",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or int4.")] = "fp32",
+    calibration_data: Annotated[
+        Optional[Path], typer.Option(help="Token ids (.npy, .jsonl) or text (.jsonl, .txt) to measure ranges on.")
+    ] = None,
+    calibration_method: Annotated[
+        Optional[str], typer.Option(help="How a range is chosen: minmax, percentile, entropy or mse.")
+    ] = None,
+    calibration_loops: Annotated[
+        Optional[int], typer.Option(min=1, max=256, help="Depths to measure; the model's own by default.")
+    ] = None,
+    ranges: Annotated[
+        Optional[str], typer.Option(help="shared by all depths, per-depth, or auto: by depth where they differ.")
+    ] = None,
+    recipe: Annotated[Optional[Path], typer.Option(help="A recipe.json of an earlier calibration.")] = None,
+    keep: Annotated[
+        Optional[str],
+        typer.Option(help="Layers to leave in float: names with *, or auto[:SHARE] for those that cost most."),
+    ] = None,
     opset: Annotated[Optional[int], typer.Option(help="ONNX opset, where the target's own will not do.")] = None,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Folder to make; mythos-<scale>-<precision> by default.")
@@ -101,6 +121,12 @@ def export(
             loops=loops,
             target=target,
             precision=precision,
+            calibration_data=calibration_data,
+            calibration_method=calibration_method,
+            calibration_loops=calibration_loops,
+            ranges=ranges,
+            recipe=recipe,
+            keep=keep,
             opset=opset,
             output=output,
             dry_run=dry_run,
@@ -181,6 +207,22 @@ def evaluate(
     from mythos_export.commands import evaluate as command
 
     command.run(bundle, loops=loops, per_hop=per_hop, seed=seed, reference=reference, json=json)
+
+
+@app.command()
+def sensitivity(
+    bundle: BundleArgument,
+    precision: Annotated[
+        Optional[str], typer.Option(help="int8, fp8 or int4; that of the bundle if it is quantised, else int8.")
+    ] = None,
+    calibration_data: Annotated[Optional[Path], typer.Option(help="As for an export; a default set if absent.")] = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, if it has moved.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Quantise each layer alone, and say which cost most."""
+    from mythos_export.commands import sensitivity as command
+
+    command.run(bundle, precision=precision, calibration_data=calibration_data, checkpoint=checkpoint, json=json)
 
 
 def main() -> NoReturn:

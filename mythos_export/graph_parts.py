@@ -11,6 +11,7 @@ from onnx_ir import convenience
 __all__ = [
     "HEAD_NAME",
     "LOOP_NAME",
+    "RUNTIME_DOMAIN",
     "Builder",
     "given",
     "is_parameter",
@@ -21,6 +22,7 @@ __all__ = [
 
 LOOP_NAME = "recurrent"
 HEAD_NAME = "head"
+RUNTIME_DOMAIN = "com.microsoft"
 
 
 class Builder:
@@ -39,6 +41,12 @@ class Builder:
     def domain_op(self, op_type: str, inputs: Sequence[ir.Value | None], /, **attributes: Any) -> ir.Value:
         """Add a node of our own domain, for a later pass to lower."""
         return self._add("mythos", op_type, inputs, 1, attributes)
+
+    def runtime_op(self, op_type: str, inputs: Sequence[ir.Value | None], /, **attributes: Any) -> ir.Value:
+        """Add a node of ONNX Runtime's own domain, whose result is fp32; the model must import `RUNTIME_DOMAIN`."""
+        result = self._add(RUNTIME_DOMAIN, op_type, inputs, 1, attributes)
+        result.type = ir.TensorType(ir.DataType.FLOAT)  # the checker of ONNX knows no such op and cannot infer it
+        return result
 
     def take(self) -> list[ir.Node]:
         """The nodes added since the last call."""

@@ -8,11 +8,13 @@ from mythos_export import passes
 from mythos_export.assemble import assemble
 from mythos_export.loops import LoopsOption
 from mythos_export.quantization import Choices
-from mythos_export.targets import TARGETS
+from mythos_export.targets import TARGETS, settled
 from mythos_export.trace import trace_stages
 from reference_model.config import MythosConfig
 
 __all__ = ["build_graphs"]
+
+_NONE = Choices()
 
 
 def build_graphs(
@@ -22,19 +24,21 @@ def build_graphs(
     precision: str,
     loops: LoopsOption,
     opset: int,
-    choices: Choices = Choices(),
+    choices: Choices = _NONE,
 ) -> dict[str, ir.Model]:
-    """The graphs of a bundle by file name: standard ops only, parameters without values.
+    """The graphs of a bundle by file name, parameters without values.
 
     Args:
-        choices: ranges and exceptions of a quantised precision.
+        choices: ranges and exceptions of a quantised precision; layers that the target itself leaves in
+            float need not be among them.
 
     Raises:
         MissingRange: the choices lack an activation's range.
         PassError, PassDidNothing: a rewrite did not do what it promises (a defect of ours).
     """
+    entry, choices = TARGETS[target], settled(choices, target, config, precision)
     model = assemble(trace_stages(config, opset=opset), config, opset=opset)
-    for rewrite in (*TARGETS[target].lowerings(config), *TARGETS[target].precision_passes(precision, choices)):
+    for rewrite in (*entry.lowerings(config, precision, choices), *entry.precision_passes(precision, choices)):
         rewrite(model)
     graphs = {}
     for file, depth in loops.graph_files().items():

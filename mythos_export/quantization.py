@@ -70,9 +70,9 @@ NBITS = Quantization(FORMATS["int4"], ir.DataType.UINT8, activations=False, bloc
 
 
 def stored_name(weight: str, quantization: Quantization) -> str:
-    """Name of the parameter that holds a weight quantised."""
+    """Name of the parameter that holds a weight (or a stack of them) quantised."""
     block = f"b{quantization.block}" if quantization.block else ""
-    layout = ".packed" if quantization.packed else ""
+    layout = "" if not quantization.packed else ".stacked" if weight in STACKS else ".packed"
     return f"{weight}.{quantization.format.name}{block}{layout}"
 
 

@@ -6,14 +6,20 @@ import math
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
+from calibration.choose import QuantizeOptions
+from calibration.methods import METHODS
+from calibration.recipe import Ranges, Recipe
+from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
 from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
 
-__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "resolve_model"]
+__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "quantize_options", "resolve_model"]
 
 _HARMLESS = ("dropout", "max_output_tokens", "max_seq_len")  # do not change what the weights compute
+_KEPT_SHARE = 0.05  # of the weights, for --keep auto
 _MOST_PARAMETERS = 1 << 60  # their bytes still count in 64 bits
 
 
@@ -102,6 +108,81 @@ def check_target(target: str, precision: str, opset: int | None) -> int:
     if opset is not None and not entry.opset <= opset <= entry.newest_opset:
         raise RequestError(f"--opset is {opset}; target {target} takes {entry.opset}..{entry.newest_opset}")
     return opset or entry.opset
+
+
+def quantize_options(
+    precision: str,
+    *,
+    data: Path | None,
+    method: str | None,
+    depths: int | None,
+    ranges: str | None,
+    recipe: Path | None,
+    keep: str | None,
+) -> QuantizeOptions:
+    """The options of quantisation.
+
+    Raises:
+        RequestError: one that does nothing here, or contradicts another.
+        CalibrationError: the recipe is none.
+    """
+    given = {
+        "--calibration-data": data,
+        "--calibration-method": method,
+        "--calibration-loops": depths,
+        "--ranges": ranges,
+        "--recipe": recipe,
+        "--keep": keep,
+    }
+    used = [name for name, value in given.items() if value is not None]
+    if used and precision not in QUANTIZED:
+        raise RequestError(f"{used[0]} does nothing for --precision {precision}; use {', '.join(QUANTIZED)}")
+    _check_used(precision, used)
+    for name, value, known in (("--calibration-method", method, METHODS), ("--ranges", ranges, get_args(Ranges))):
+        if value is not None and value not in known:
+            raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    names, budget = _kept(keep)
+    return QuantizeOptions(
+        data=data,
+        recipe=Recipe.from_file(recipe) if recipe is not None else None,
+        method=method,  # type: ignore[arg-type]  # checked above
+        ranges=ranges,  # type: ignore[arg-type]
+        depths=depths,
+        keep=names,
+        keep_budget=budget,
+    )
+
+
+def _check_used(precision: str, used: list[str]) -> None:
+    """An option that would be dropped without a word is a mistake."""
+    ignored = {"--calibration-method", "--calibration-loops"}
+    if precision in QUANTIZED and not QUANTIZED[precision].activations:
+        reason, ignored = f"{precision} quantises weights only", ignored | {"--ranges", "--recipe"}
+    elif "--recipe" in used:
+        reason = "--recipe is a calibration already"
+    else:
+        return
+    for name in used:
+        if name in ignored:
+            raise RequestError(f"{name} does nothing here ({reason}); leave it out")
+
+
+def _kept(keep: str | None) -> tuple[tuple[str, ...], float | None]:
+    """Names of `--keep`, and the budget of `auto`."""
+    parts = [part.strip() for part in (keep or "").split(",") if part.strip()]
+    if keep is not None and not parts:
+        raise RequestError("--keep names nothing; give layers such as coda.*, or auto")
+    automatic = [part for part in parts if part == "auto" or part.startswith("auto:")]
+    if not automatic:
+        return tuple(parts), None
+    share = automatic[0].removeprefix("auto").removeprefix(":") or str(_KEPT_SHARE)
+    try:
+        budget = float(share)
+    except ValueError:
+        budget = math.nan
+    if not 0 < budget < 1 or len(automatic) > 1:
+        raise RequestError(f"--keep is {keep!r}; after auto: comes one share of the weights between 0 and 1")
+    return tuple(part for part in parts if part not in automatic), budget
 
 
 def default_name(model: str, attn: str | None, precision: str) -> str:

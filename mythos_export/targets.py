@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from mythos_export import passes
-from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.linears import layer_names
+from mythos_export.quantization import NBITS, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
 from reference_model.config import MythosConfig
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["TARGETS", "Target", "quantization_of", "settled"]
 
 Passes = list[ir.passes.InPlacePass]
+
+
+def _no_layers(config: MythosConfig, precision: str) -> dict[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,33 @@ class Target:
 
     precisions: tuple[str, ...]
     opset: int
-    lowerings: Callable[[MythosConfig], Passes]
+    lowerings: Callable[[MythosConfig, str, Choices], Passes]  # of a precision
     precision_passes: Callable[[str, Choices], Passes]
     newest_opset: int = 24
     session: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by precision, ONNX Runtime's options
+    quantizations: Mapping[str, Quantization] = field(default_factory=lambda: QUANTIZED)  # by precision
+    # Layers that a precision leaves in float whatever the user asks for, and why.
+    float_layers: Callable[[MythosConfig, str], dict[str, str]] = _no_layers
+    minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
 
 
-def _portable(config: MythosConfig) -> Passes:
+def quantization_of(target: str, precision: str) -> Quantization:
+    """What a quantised precision means for a target.
+
+    Raises:
+        KeyError: the precision is not a quantised one, or the target does not have it.
+    """
+    if precision not in TARGETS[target].precisions:
+        raise KeyError(precision)
+    return TARGETS[target].quantizations[precision]
+
+
+def settled(choices: Choices, target: str, config: MythosConfig, precision: str) -> Choices:
+    """The choices with the layers that the target leaves in float anyway; idempotent."""
+    return replace(choices, keep=choices.keep | TARGETS[target].float_layers(config, precision).keys())
+
+
+def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     return [
         passes.LowerNorm(),
         _attention(config),
@@ -58,6 +83,38 @@ def _portable_precision(precision: str, choices: Choices) -> Passes:
     return [passes.ReducePrecision(ir.DataType.BFLOAT16, compute=ir.DataType.FLOAT)]
 
 
+def _onnxruntime(config: MythosConfig, precision: str, choices: Choices) -> Passes:
+    lowerings = _portable(config, precision, choices)
+    if precision != "int4" or not _fits_fused(config, choices):
+        return lowerings
+    fused = passes.LowerMoEFused(
+        NBITS,
+        experts=config.n_experts,
+        top_k=config.n_experts_per_tok,
+        dim=config.dim,
+        expert_dim=config.expert_dim,
+    )
+    return [fused if isinstance(each, passes.LowerMoEGrouped) else each for each in lowerings]
+
+
+def _fits_fused(config: MythosConfig, choices: Choices) -> bool:
+    """May one kernel take all routed experts? It takes them in whole blocks, and none in float."""
+    assert NBITS.block is not None
+    kept = any(layer.startswith(f"{ROUTED_EXPERTS}.") for layer in choices.keep)
+    return not kept and config.dim % NBITS.block == 0 and config.expert_dim % NBITS.block == 0
+
+
+def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
+    return [passes.QuantizeNBits(NBITS, choices)] if precision == "int4" else _portable_precision(precision, choices)
+
+
+def _absorbed(config: MythosConfig, precision: str) -> dict[str, str]:
+    if precision != "int4":
+        return {}
+    reason = "absorbed into attention: a batch of small matrices, which MatMulNBits does not take"
+    return {layer: reason for layer in layer_names(config) if layer.endswith((".kv_up.key", ".kv_up.value"))}
+
+
 _INTEGER = {"disabled_optimizers": "MatMulAddFusion"}  # it makes a Gemm of MatMul and Add, and int8 is lost
 # ONNX Runtime has no kernel for these on a CPU, and what it tries instead fails inside a body: it is
 # to compute what the graph says, in float.
@@ -70,5 +127,15 @@ TARGETS: dict[str, Target] = {
         lowerings=_portable,
         precision_passes=_portable_precision,
         session={"int8": _INTEGER, "fp8": _AS_WRITTEN, "int4": _AS_WRITTEN},
+    ),
+    "onnxruntime": Target(
+        precisions=("fp32", "int8", "int4"),
+        opset=21,
+        lowerings=_onnxruntime,
+        precision_passes=_onnxruntime_precision,
+        session={"int8": _INTEGER},
+        quantizations={"int8": QUANTIZED["int8"], "int4": NBITS},
+        float_layers=_absorbed,
+        minimum_runtime={"int4": "1.31"},  # the first whose QMoE knows accuracy levels
     ),
 }

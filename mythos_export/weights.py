@@ -71,7 +71,7 @@ def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
 
 def bind(parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig) -> list[ir.TensorProtocol]:
     """A tensor for each parameter, read from the source only when it is written."""
-    quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy())
+    quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy(), config)
     return [_lazy(value, source, config, quantizer) for value in parameters.values()]
 
 

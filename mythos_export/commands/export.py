@@ -33,6 +33,12 @@ class Options:
     loops: str
     target: str
     precision: str
+    calibration_data: Path | None
+    calibration_method: str | None
+    calibration_loops: int | None
+    ranges: str | None
+    recipe: Path | None
+    keep: str | None
     opset: int | None
     output: Path | None
     dry_run: bool
@@ -45,13 +51,23 @@ def run(options: Options) -> None:
     """Export, or say what an export would make."""
     loops = parse_loops(options.loops)
     report = Reporter(quiet=options.json)
+    from mythos_export.gates import GateFailed
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
-    from mythos_export.requests import check_target, default_name, find_tokenizer, resolve_model
+    from mythos_export.requests import check_target, default_name, find_tokenizer, quantize_options, resolve_model
 
     checkpoint = options.checkpoint
     if options.scale == "nano" and checkpoint is None:
         checkpoint = nano.CHECKPOINT
     opset = check_target(options.target, options.precision, options.opset)
+    quantize = quantize_options(
+        options.precision,
+        data=options.calibration_data,
+        method=options.calibration_method,
+        depths=options.calibration_loops,
+        ranges=options.ranges,
+        recipe=options.recipe,
+        keep=options.keep,
+    )
     name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
     name = default_name(name, options.attn, options.precision)
     request = ExportRequest(
@@ -64,6 +80,7 @@ def run(options: Options) -> None:
         loops=loops,
         opset=opset,
         tokenizer=find_tokenizer(checkpoint),
+        quantize=quantize,
         force=options.force,
         command=("mythos-export", *sys.argv[1:]),
     )
@@ -74,7 +91,7 @@ def run(options: Options) -> None:
         return
     try:
         bundle = export(request, report, _prover() if options.validate else None)
-    except ParityFailed as error:
+    except (GateFailed, ParityFailed) as error:
         print(f"failed: {error}; no bundle was kept", file=sys.stderr)
         raise typer.Exit(1) from error
     _say_done(bundle, report, options.json)
@@ -106,5 +123,6 @@ def _say_done(bundle: Bundle, report: Reporter, json: bool) -> None:
         print_json({"bundle": str(bundle.path), **manifest.model_dump()})
         return
     report.say(f"spectral radius of the injection: {manifest.spectral_radius:.4f} (stable below 1)")
-    proof = "not validated" if manifest.parity is None else "equal to PyTorch"
+    same = "equal to PyTorch" if manifest.quantization is None else "equal to PyTorch that rounds alike"
+    proof = "not validated" if manifest.parity is None else same
     print(f"{bundle.path}: {size(bundle.total_bytes)}, {manifest.precision}, loops {manifest.loops}, {proof}")

@@ -48,6 +48,7 @@ class CaseResult(BaseModel):
     max_abs_error: float
     mean_abs_error: float
     error_over_range: float
+    typical_error: float  # of the median position, over the range
     relative_error: float  # of the norms
     cosine: float
     kl: float  # mean KL divergence of the next-token distribution, nats
@@ -96,6 +97,8 @@ def compare_case(
     values = measure_logits(reference.logits[clean], run.logits[clean], top1_margin=tolerance.top1_margin)
     if not values["error_over_range"] <= tolerance.logits:
         failures.append(f"logits differ by {values['error_over_range']:.3g} of their range")
+    if not values["typical_error"] <= tolerance.typical:
+        failures.append(f"logits of the median position differ by {values['typical_error']:.3g} of their range")
     if values["top1_agreement"] < 1:
         failures.append(f"top-1 agrees in {values['top1_agreement']:.2%} of the positions outside near-ties")
     if first_out is not None:
@@ -207,6 +210,7 @@ def measure_logits(wanted: NDArray[np.float32], got: NDArray[np.float32], *, top
         "max_abs_error": float(error.max()),
         "mean_abs_error": float(error.mean()),
         "error_over_range": float(error.max() / extent),
+        "typical_error": float(np.median(error.max(-1)) / extent),
         "relative_error": float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(theirs), _TINY)),
         "cosine": float((theirs * ours).sum() / max(norms, _TINY)),
         "kl": float((np.exp(p) * (p - q)).sum(-1).mean()),
@@ -232,6 +236,7 @@ def uncompared_case(case: Case, failures: list[str], *, excluded: int = 0) -> Ca
         max_abs_error=inf,
         mean_abs_error=inf,
         error_over_range=inf,
+        typical_error=inf,
         relative_error=inf,
         cosine=0.0,
         kl=inf,

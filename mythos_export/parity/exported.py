@@ -38,8 +38,12 @@ class Inside:
 
     def until(self, depth: int) -> Inside:
         """The first depths: a graph unrolled deeper runs more than a case asks for."""
-        kept = (self.hidden, self.act_weight, self.router_scores, self.experts)
-        return Inside(*(values[:depth] for values in kept))
+        return Inside(
+            hidden=self.hidden[:depth],
+            act_weight=self.act_weight[:depth],
+            router_scores=self.router_scores[:depth],
+            experts=self.experts[:depth],
+        )
 
 
 def run_graph(graph: Graph, parts: list[CachePart], case: Case) -> ExportedRun:

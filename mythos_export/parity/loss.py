@@ -76,7 +76,8 @@ def render_loss(losses: list[Loss]) -> list[str]:
     if not losses:
         return []
     rows = [
-        f"{loss.loops:>5}  {loss.relative_error:<13.2%} {loss.cosine:<8.5f} {loss.kl:<9.1e} {loss.top1_agreement:<7.2%} "
+        f"{loss.loops:>5}  {loss.relative_error:<13.2%} {loss.cosine:<8.5f} {loss.kl:<9.1e} "
+        f"{loss.top1_agreement:<7.2%} "
         f"{min(depth.router_agreement for depth in loss.depths):<7.2%} {loss.halting_agreement:.2%}"
         for loss in losses
     ]

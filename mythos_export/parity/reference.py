@@ -50,20 +50,20 @@ class ReferenceRun:
 
 def reference_model(source: WeightSource, config: MythosConfig, stored: StoredWeights | None = None) -> MythosModel:
     """The reference with the checkpoint's weights; as a bundle stores them, where its weights are given."""
-    return load_model(source if stored is None else _Overlay(source, stored, config), config)
+    return load_model(source if stored is None else _Overlay(source, stored), config)
 
 
 class _Overlay:
     """A source that hands out what a bundle stores."""
 
-    def __init__(self, source: WeightSource, stored: StoredWeights, config: MythosConfig) -> None:
-        self._source, self._stored, self._config = source, stored, config
+    def __init__(self, source: WeightSource, stored: StoredWeights) -> None:
+        self._source, self._stored = source, stored
         self.config = source.config
         self.names, self.shape, self.describe = source.names, source.shape, source.describe
         self.rope_table = source.rope_table
 
     def read(self, name: str) -> torch.Tensor:
-        return self._stored.read(name, self._source, self._config)
+        return self._stored.read(name, self._source)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32

@@ -106,7 +106,7 @@ def _check_float(
     """PyTorch runs first, and is out of memory before the runtime takes its own."""
     with rounded_rows(cache_dtype(bundle.manifest.precision)):
         references = _run_pytorch(reference_model(source, config, weights), cases, config, "run PyTorch", report)
-    weights.mapped.clear()
+    weights.parts.clear()
     by_case = dict(zip(map(id, cases), references))
     return [
         GraphReport(
@@ -161,7 +161,7 @@ def _simulated(bundle: Bundle, source: WeightSource, config: MythosConfig, weigh
     feeds = {name: found.feeds for name, found in recipe.activations.items()} if recipe is not None else {}
     model = reference_model(source, config, weights)
     quantization = QUANTIZED[bundle.manifest.precision]
-    return simulate(model, quantization, choices_of(bundle, config), feeds, weights.head(source, config))
+    return simulate(model, quantization, choices_of(bundle, config), feeds, weights.head(source))
 
 
 def _deepest(bundle: Bundle) -> int | None:

@@ -87,7 +87,7 @@ def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
     if record.ranges is not None:
         if recipe is None:
             raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
-        limits = recipe.limits(per_depth=record.ranges == "per-depth")
+        limits = recipe.limits(record.ranges)
     return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)))
 
 

@@ -1,7 +1,10 @@
 """What counts as equal, per precision; stated here, in `parity.json`, and nowhere else.
 
-The reference's weights and cache are rounded as the bundle stores them; what is compared is the computation.
-bf16 bundles compute in fp32, so only a rounding of cached rows that falls the other way is left to them.
+The reference's weights, cache and quantised activations are rounded as the bundle rounds them; what is
+compared is the computation. bf16 bundles compute in fp32, so only a rounding of cached rows that falls the
+other way is left to them. Where activations are rounded to a few bits, PyTorch and a runtime now and then
+round one of them to different sides, and that one step is far larger than any other difference: so the
+median position is held to much less than the worst.
 
 Errors are shares of the range (max - min) of the reference's values. Router and halting margins say
 how near a tie must be for a flip to be rounding: a flip by more is a failure.
@@ -19,6 +22,7 @@ class Tolerance(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    typical: float  # of the median position: its max absolute logit error over the logit range
     logits: float  # max absolute logit error over the logit range
     hidden: float  # the same, for the hidden state at each depth
     near_tie: float  # margin below which a router or halting decision may flip
@@ -26,10 +30,10 @@ class Tolerance(BaseModel):
 
 
 TOLERANCES = {
-    "fp32": Tolerance(logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
-    "fp16": Tolerance(logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
-    "bf16": Tolerance(logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
-    "int8": Tolerance(logits=3e-2, hidden=3e-2, near_tie=5e-2, top1_margin=6e-2),
-    "fp8": Tolerance(logits=3e-2, hidden=3e-2, near_tie=5e-2, top1_margin=6e-2),
-    "int4": Tolerance(logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
+    "fp32": Tolerance(typical=3e-5, logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
+    "fp16": Tolerance(typical=3e-3, logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
+    "bf16": Tolerance(typical=3e-3, logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
+    "int8": Tolerance(typical=1e-3, logits=1e-1, hidden=5e-2, near_tie=5e-2, top1_margin=2e-1),
+    "fp8": Tolerance(typical=1e-3, logits=1e-1, hidden=5e-2, near_tie=5e-2, top1_margin=2e-1),
+    "int4": Tolerance(typical=3e-5, logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
 }

@@ -2,8 +2,10 @@
 
 from mythos_export.passes.lower_attention import LowerGroupedQueryAttention, LowerLatentAttention
 from mythos_export.passes.lower_moe import LowerMoEGrouped
+from mythos_export.passes.lower_moe_fused import LowerMoEFused
 from mythos_export.passes.lower_norm import LowerNorm
 from mythos_export.passes.quantize import Quantize
+from mythos_export.passes.quantize_nbits import QuantizeNBits
 from mythos_export.passes.reduce_precision import ReducePrecision
 from mythos_export.passes.tidy import Tidy
 from mythos_export.passes.transpose_weights import TransposeWeights
@@ -12,9 +14,11 @@ from mythos_export.passes.unroll import Unroll
 __all__ = [
     "LowerGroupedQueryAttention",
     "LowerLatentAttention",
+    "LowerMoEFused",
     "LowerMoEGrouped",
     "LowerNorm",
     "Quantize",
+    "QuantizeNBits",
     "ReducePrecision",
     "Tidy",
     "TransposeWeights",

@@ -13,10 +13,9 @@ import onnx_ir as ir
 
 from mythos_export.graph_parts import Builder, given, parameter
 from mythos_export.passes.rewriting import Lowering
+from mythos_export.quantization import ROUTED_EXPERTS
 
 __all__ = ["LowerMoEGrouped"]
-
-_EXPERTS = "recurrent.block.ffn.routed_experts"
 
 
 class LowerMoEGrouped(Lowering):
@@ -52,7 +51,7 @@ class LowerMoEGrouped(Lowering):
     def _swiglu(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
         wide, narrow = [self.dim, self.expert_dim], [self.expert_dim, self.dim]
         gate, up, down = (
-            parameter(main, f"{_EXPERTS}.{index}.{name}.weight.T", shape)
+            parameter(main, f"{ROUTED_EXPERTS}.{index}.{name}.weight.T", shape)
             for name, shape in (("gate", wide), ("up", wide), ("down", narrow))
         )
         gated = build.op("MatMul", [rows, gate])

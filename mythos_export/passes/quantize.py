@@ -21,10 +21,10 @@ from onnx_ir import convenience
 
 from mythos_export.graph_parts import HEAD_NAME, Builder, parameter, recurrent_loop, sizes
 from mythos_export.linears import Linear, find_linears
+from mythos_export.passes.embedding_table import int8_table, quantize_embedding
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import (
     EMBEDDING,
-    TABLE,
     Choices,
     MissingRange,
     Quantization,
@@ -64,7 +64,7 @@ class Quantize(ir.passes.InPlacePass):
         for linear in linears:
             self._quantize(linear)
         if EMBEDDING not in self.keep:
-            self._quantize_embedding()
+            quantize_embedding(self._main)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -164,39 +164,18 @@ class Quantize(ir.passes.InPlacePass):
 
     def _rows(self, build: Builder) -> ir.Value:
         """The embedding's int8 table, dequantised whole: a row is an output channel of the head."""
-        table, scale = self._table()
+        table, scale = int8_table(self._main)
         zero = _constant(self._main, f"{build.prefix}.w_zero_point", np.zeros(sizes(scale), np.int8))
         return build.op("DequantizeLinear", [table, scale, zero], axis=0)
-
-    def _table(self) -> tuple[ir.Value, ir.Value]:
-        vocab, dim = sizes(self._main.initializers["embed.weight"])
-        table = parameter(self._main, TABLE, [vocab, dim])
-        table.type = ir.TensorType(ir.DataType.INT8)
-        return table, parameter(self._main, f"{TABLE}.scale", [vocab])
-
-    def _quantize_embedding(self) -> None:
-        """A row of the table is read as int8 with a scale of its own, whatever the linear layers are in."""
-        (lookup,) = (
-            node for node in self._main if node.op_type == "Gather" and node.inputs[0] is _embedding(self._main)
-        )
-        table, scale = self._table()
-        build = Builder(f"{lookup.name}.quantized")
-        row = build.op("Cast", [build.op("Gather", [table, lookup.inputs[1]], axis=0)], to=ir.DataType.FLOAT)
-        row_scale = build.op("Unsqueeze", [build.op("Gather", [scale, lookup.inputs[1]], axis=0), build.ints(-1)])
-        out = build.op("Mul", [row, row_scale])
-        out.type = lookup.outputs[0].type
-        convenience.replace_nodes_and_values(self._main, lookup, [lookup], build.take(), [lookup.outputs[0]], [out])
-
-
-def _embedding(main: ir.Graph) -> ir.Value:
-    return main.initializers["embed.weight"]
 
 
 def _constant(graph: ir.Graph, name: str, content: NDArray[Any] | np.generic) -> ir.Value:
     """An initialiser of this very graph: of a body, it is not captured from outside."""
     if name not in graph.initializers:
         tensor = ir.tensor(np.asarray(content), name=name)
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        value = ir.Value(
+            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(content))
+        )
         graph.register_initializer(value)
     return graph.initializers[name]
 
