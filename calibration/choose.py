@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from mythos_export.bundle import Bundle
 from mythos_export.linears import kept_layers
 from mythos_export.parity.source import load_graph
 from mythos_export.progress import Reporter
-from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.quantization import Choices, Quantization
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
 
@@ -53,7 +53,8 @@ class Chosen:
 
 
 def choose(
-    precision: str,
+    quantization: Quantization,
+    always: Mapping[str, str],
     options: QuantizeOptions,
     config: MythosConfig,
     source: WeightSource,
@@ -64,22 +65,23 @@ def choose(
     """Calibrate where that is needed, and settle what stays in float.
 
     Args:
+        always: layers that stay in float whatever is asked for, and why.
         float_bundle: makes the same model in fp32, with the Loop, for as long as it is looked at.
 
     Raises:
         CalibrationError: unusable data or recipe, or a layer to keep that there is not.
     """
-    quantization, recipe = QUANTIZED[precision], options.recipe
+    recipe = options.recipe
     samples = samples_for(options.data, config, tokenizer) if recipe is None or options.keep_budget else None
     if recipe is not None:
-        _check_recipe(recipe, precision, config)
+        _check_recipe(recipe, quantization, config)
     elif quantization.activations:
         assert samples is not None
         with float_bundle() as bundle:
-            recipe = _calibrate(precision, options, config, samples, bundle, report)
+            recipe = _calibrate(quantization, options, config, samples, bundle, report)
     ranges = None if not quantization.activations else options.ranges or DEFAULT_RANGES
     limits = recipe.limits(ranges) if recipe is not None and ranges is not None else {}
-    kept = dict.fromkeys(kept_layers(config, options.keep), "--keep")
+    kept = {**dict.fromkeys(kept_layers(config, options.keep), "--keep"), **always}
     choices = Choices(limits, frozenset(kept))
     if options.keep_budget is not None:
         assert samples is not None
@@ -94,7 +96,8 @@ def samples_for(data: Path | None, config: MythosConfig, tokenizer: Path | None)
     return read_samples(data, vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, tokenizer=tokenizer)
 
 
-def _check_recipe(recipe: Recipe, precision: str, config: MythosConfig) -> None:
+def _check_recipe(recipe: Recipe, quantization: Quantization, config: MythosConfig) -> None:
+    precision = quantization.format.name
     if recipe.model != model_id(config):
         raise CalibrationError("--recipe was made for a model of another config; calibrate this one")
     if recipe.precision != precision and recipe.method in ("entropy", "mse"):
@@ -104,7 +107,7 @@ def _check_recipe(recipe: Recipe, precision: str, config: MythosConfig) -> None:
 
 
 def _calibrate(
-    precision: str,
+    quantization: Quantization,
     options: QuantizeOptions,
     config: MythosConfig,
     samples: Samples,
@@ -124,6 +127,6 @@ def _calibrate(
             samples,
             depths=depths,
             method=method,
-            number_format=QUANTIZED[precision].format,
+            number_format=quantization.format,
             progress=advance,
         )

@@ -41,7 +41,7 @@ _TOO_LONG = f"longer than {_MOST_BYTES >> 20} MiB"
 
 _TEXT_FILE = Path(__file__).with_name("default.txt")
 _NANO_PROMPTS = 96
-_RANDOM_SEQUENCES, _RANDOM_TOKENS = 32, 48
+_RANDOM_SEQUENCES, _RANDOM_TOKENS = 16, 32
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,6 +74,7 @@ class OnnxRuntimeEngine(Engine):
         """
         super().__init__(bundle)
         self._ort = _import()
+        _check_version(self._ort, bundle)
         self._providers = _checked_providers(self._ort, providers)
         self._threads = None if threads is None else check_count("threads", threads)
         if threads is not None and threads > _MAX_THREADS:
@@ -209,6 +211,20 @@ def _import() -> Any:
             'this bundle needs onnxruntime: pip install "mythos-export[cpu]" (or "mythos-export[gpu]" for CUDA)'
         ) from error
     return onnxruntime
+
+
+def _check_version(ort: Any, bundle: Bundle) -> None:
+    """An older release would refuse the graph too, in words that help nobody."""
+    needed = bundle.manifest.minimum_runtime
+    if needed is not None and _numbers(ort.__version__) < _numbers(needed):
+        raise EngineError(
+            f"{bundle.path}: needs onnxruntime {needed} or later, and this is {ort.__version__}; "
+            f'run: pip install "onnxruntime>={needed}"'
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _checked_providers(ort: Any, providers: str | Sequence[str]) -> list[str]:

@@ -140,6 +140,7 @@ class Manifest(_Strict):
     parameters: int
     spectral_radius: FiniteFloat
     session: dict[str, str] = Field(default_factory=dict)  # ONNX Runtime session options it was proven with
+    minimum_runtime: str | None = Field(default=None, pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")  # of ONNX Runtime
     quantization: QuantizationRecord | None = None
     parity: ParitySummary | None = None
     files: dict[str, FileEntry]

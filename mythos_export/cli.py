@@ -69,7 +69,9 @@ def export(
         Optional[str], typer.Option(help="Attention, where the scale is to have the other: mla or gqa.")
     ] = None,
     loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
-    target: Annotated[str, typer.Option(help="portable: standard ONNX for any runtime.")] = "portable",
+    target: Annotated[
+        str, typer.Option(help="portable: standard ONNX for any runtime; onnxruntime: its own kernels.")
+    ] = "portable",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or int4.")] = "fp32",
     calibration_data: Annotated[
         Optional[Path], typer.Option(help="Token ids (.npy, .jsonl) or text (.jsonl, .txt) to measure ranges on.")

@@ -19,6 +19,7 @@ from reference_model.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompt
 __all__ = ["Answers", "Evaluation", "Score", "check_task", "evaluate", "render"]
 
 _BATCH = 100
+_POINTS = {"int8": 1.0, "fp8": 1.0, "int4": 3.0}  # of accuracy that quantising may cost
 _Z = 1.959964  # 95 % two-sided
 
 Answers = Callable[[NDArray[np.int64], int], NDArray[np.int64]]  # ids [b, s], loops -> token id [b]
@@ -50,6 +51,27 @@ class Evaluation(BaseModel):
     scores: list[Score]
     reference: list[Score]
     differing: int | None  # answers, over all loop counts, that are not PyTorch's; None if it was not asked
+
+    def points_lost(self) -> dict[int, float]:
+        """By loop count: PyTorch's accuracy less the bundle's, in points, over the hops it was trained on."""
+        trained = [score for score in self.reference if score.hops <= self.trained_hops]
+        own = {(score.hops, score.loops): score for score in self.scores}
+        lost = {}
+        for count in self.loops if trained else ():
+            pairs = [(score, own[score.hops, count]) for score in trained if score.loops == count]
+            right = sum(theirs.correct - ours.correct for theirs, ours in pairs)
+            lost[count] = 100 * right / sum(theirs.total for theirs, _ in pairs)
+        return lost
+
+    def failure(self, trained_loops: int) -> str | None:
+        """What is wrong with these answers, held against PyTorch's, up to the depth the model was trained for."""
+        if self.precision == "fp32":
+            return f"{self.differing} answers differ from PyTorch's" if self.differing else None
+        bound = _POINTS.get(self.precision, math.inf)
+        for count, lost in self.points_lost().items():
+            if count <= trained_loops and abs(lost) > bound:
+                return f"{lost:+.2f} points at {count} loops; {self.precision} may be {bound:g} off"
+        return None
 
 
 def check_task(bundle: Bundle) -> None:
@@ -136,6 +158,9 @@ def render(evaluation: Evaluation) -> str:
     if evaluation.differing is not None:
         asked = evaluation.prompts * len(evaluation.loops)
         lines.append(f"answers that differ from PyTorch's: {evaluation.differing} of {asked}")
+    if any(evaluation.points_lost().values()):
+        costs = "  ".join(f"{count} loops {-points:+.2f}" for count, points in evaluation.points_lost().items())
+        lines.append(f"accuracy over k = 1..{evaluation.trained_hops} less PyTorch's, in points: {costs}")
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -16,18 +16,23 @@ import numpy as np
 import onnx_ir as ir
 
 from engines.onnxruntime import OnnxRuntimeEngine
-from mythos_export.bundle import Bundle, GraphFile
+from mythos_export.bundle import Bundle, GraphFile, Manifest
 from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME
 from mythos_export.linears import always_float, layer_of
 from mythos_export.parity.source import load_graph
 from mythos_export.quantized_weights import stored_as
+from mythos_export.targets import quantization_of
 
 __all__ = ["EMULATED", "GateFailed", "check_quantized"]
 
 EMULATED = "float, after dequantising"  # what a runtime does that has no kernel for the type
-_INTEGER = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulNBits", "QMoE"})
+# ONNX Runtime's own operators on packed weights, and which of their inputs those are. A QMoE is all routed experts.
+_PACKED = {"MatMulNBits": (1,), "QMoE": (2, 5)}
+_INTEGER = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger", *_PACKED})
 _FLOAT = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 _HAS_KERNELS = frozenset({"int8"})  # of ONNX Runtime on a CPU, for Q/DQ
+_INTEGER_LEVEL = 4  # accuracy level from which packed weights are multiplied as integers; below, as float
+_PIECE = 1 << 20  # scales looked at at once
 
 
 class GateFailed(Exception):
@@ -55,23 +60,27 @@ def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str]) -> dict[
     model = load_graph(bundle, file.file)
     quantized = _check_layers(model, file.file, kept)
     _check_scales(model, file.file)
-    if bundle.manifest.precision not in _HAS_KERNELS and not _own_kernels(model):
+    if not _has_kernels(bundle.manifest):
         return {EMULATED: quantized}
     return _check_runtime(bundle, file, quantized, kept)
 
 
+def _has_kernels(manifest: Manifest) -> bool:
+    """Does ONNX Runtime compute this with integers on a CPU?"""
+    return manifest.precision in _HAS_KERNELS or quantization_of(manifest.target, manifest.precision).packed
+
+
 def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:
-    """Every linear layer reads a quantised weight, or is one that stays in float."""
+    """Every linear layer reads a quantised weight, or is one that stays in float; returns the nodes that do."""
     quantized = in_body = 0
     for node in model.graph.all_nodes():
-        weight = _weight(node)
-        if weight is None:
-            continue
-        if stored_as(weight) is not None:
+        weights = _weights(node)
+        for weight in weights:
+            if stored_as(weight) is None and not _may_be_float(node, weight, kept):
+                raise GateFailed(f"{file}: {weight} was to be quantised, but {node.name} computes with it in float")
+        if any(stored_as(weight) is not None for weight in weights):
             quantized += 1
-            in_body += weight.startswith("recurrent.")
-        elif not _may_be_float(node, weight, kept):
-            raise GateFailed(f"{file}: {weight} was to be quantised, but {node.name} computes with it in float")
+            in_body += weights[0].startswith("recurrent.")
     if not quantized:
         raise GateFailed(f"{file}: not one node is quantised")
     if not in_body:
@@ -79,18 +88,18 @@ def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:
     return quantized
 
 
-def _weight(node: ir.Node) -> str | None:
-    """Name of the parameter that a node multiplies with, looking through DequantizeLinear."""
-    if node.op_type in ("MatMulNBits", "QMoE"):
-        return str(node.inputs[1 if node.op_type == "MatMulNBits" else 2].name)  # type: ignore[union-attr]
+def _weights(node: ir.Node) -> list[str]:
+    """Names of the parameters that a node multiplies with, looking through DequantizeLinear."""
+    if node.op_type in _PACKED:
+        return [str(value.name) for index in _PACKED[node.op_type] if (value := node.inputs[index]) is not None]
     if node.op_type not in ("MatMul", "Gemm"):
-        return None
+        return []
     value = node.inputs[1]
     producer = value.producer() if value is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         value = producer.inputs[0]
     is_parameter = value is not None and value.is_initializer() and isinstance(value.const_value, ir.ExternalTensor)
-    return str(value.name) if is_parameter and value is not None else None
+    return [str(value.name)] if is_parameter and value is not None else []
 
 
 def _may_be_float(node: ir.Node, weight: str, kept: frozenset[str]) -> bool:
@@ -98,18 +107,16 @@ def _may_be_float(node: ir.Node, weight: str, kept: frozenset[str]) -> bool:
     return always_float(weight) or layer in kept
 
 
-def _own_kernels(model: ir.Model) -> bool:
-    return any(node.domain == "com.microsoft" for node in model.graph.all_nodes())
-
-
 def _check_scales(model: ir.Model, file: str) -> None:
     """No scale may be 0, infinite or not a number: of weights, of activations, of any depth."""
     for graph in (model.graph, *_subgraphs(model.graph)):
         for name, value in graph.initializers.items():
             if name.endswith(("scale", ".scales", ".reciprocals")) and value.const_value is not None:
-                numbers = value.const_value.numpy().astype(np.float32)
-                if not (np.isfinite(numbers).all() and (numbers > 0).all()):
-                    raise GateFailed(f"{file}: {name} holds a scale that is 0, infinite or not a number")
+                numbers = value.const_value.numpy().reshape(-1)
+                for start in range(0, len(numbers), _PIECE):
+                    piece = numbers[start : start + _PIECE].astype(np.float32)
+                    if not (np.isfinite(piece).all() and (piece > 0).all()):
+                        raise GateFailed(f"{file}: {name} holds a scale that is 0, infinite or not a number")
 
 
 def _subgraphs(graph: ir.Graph) -> Iterator[ir.Graph]:
@@ -124,8 +131,8 @@ def _check_runtime(bundle: Bundle, file: GraphFile, quantized: int, kept: frozen
         graph = ir.load(path).graph
         kernels = Counter(node.op_type for node in graph.all_nodes() if node.op_type in _INTEGER)
         for node in graph.all_nodes():
-            if node.op_type in _FLOAT and (what := _float_weight(node, kept)):
-                raise GateFailed(f"{file.file}: ONNX Runtime computes {node.name} in float ({node.op_type} on {what})")
+            if what := _in_float(node, kept):
+                raise GateFailed(f"{file.file}: ONNX Runtime computes {node.name} in float ({node.op_type} {what})")
     if sum(kernels.values()) != quantized:
         raise GateFailed(
             f"{file.file}: {quantized} layers are quantised, but ONNX Runtime runs {sum(kernels.values())} kernels "
@@ -134,15 +141,18 @@ def _check_runtime(bundle: Bundle, file: GraphFile, quantized: int, kept: frozen
     return dict(kernels)
 
 
-def _float_weight(node: ir.Node, kept: frozenset[str]) -> str | None:
-    """What a float MatMul multiplies with, if that is a weight and was to be quantised."""
-    value = node.inputs[1]
+def _in_float(node: ir.Node, kept: frozenset[str]) -> str | None:
+    """What makes a kernel compute in float with a weight that was to be quantised; None if it does not."""
+    if node.op_type in _PACKED:
+        level = node.attributes.get_int("accuracy_level", 0)
+        return f"at accuracy level {level}" if level < _INTEGER_LEVEL else None
+    value = node.inputs[1] if node.op_type in _FLOAT else None
     if value is None:
         return None
     producer = value.producer()
     if producer is not None:
-        return "a dequantised weight" if producer.op_type == "DequantizeLinear" else None
+        return "on a dequantised weight" if producer.op_type == "DequantizeLinear" else None
     name = str(value.name)
     if not value.is_initializer() or _may_be_float(node, name, kept):
         return None
-    return name
+    return f"on {name}"

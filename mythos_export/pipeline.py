@@ -38,7 +38,7 @@ from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.staging import staged
-from mythos_export.targets import TARGETS
+from mythos_export.targets import TARGETS, quantization_of
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig
 
@@ -133,7 +133,8 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
     if request.precision not in QUANTIZED:
         return Chosen(Choices(), None, None, {})
     return choose(
-        request.precision,
+        quantization_of(request.target, request.precision),
+        TARGETS[request.target].float_layers(request.config, request.precision),
         request.quantize,
         request.config,
         request.source,
@@ -240,6 +241,7 @@ def _manifest(
         parameters=count_parameters(parameters),
         spectral_radius=radius,
         session=dict(TARGETS[request.target].session.get(request.precision, {})),
+        minimum_runtime=TARGETS[request.target].minimum_runtime.get(request.precision),
         files=files,
     )
 

@@ -58,7 +58,7 @@ def stored_as(parameter: str) -> Stored | None:
     if found is None:
         return None
     kind, block, layout = found["kind"], found["block"], (found["layout"] or ".plain")[1:]
-    if layout == "stacked" and found["weight"] not in STACKS:
+    if (layout == "stacked" and found["weight"] not in STACKS) or (layout != "plain" and int(block) % 2):
         return None
     name = "int8" if kind == "rows" else "int4" if block else kind
     return Stored(
@@ -115,7 +115,8 @@ class Quantizer:
         stored = stored_as(parameter)
         if stored is None or stored.is_scale:
             raise ValueError(f"{parameter} does not hold the numbers of a quantised weight")
-        found = itertools.zip_longest(numbers, scales) if stored.layout == "stacked" else [(numbers, scales)]
+        stacked = stored.layout == "stacked"
+        found = itertools.zip_longest(*map(np.atleast_1d, (numbers, scales))) if stacked else [(numbers, scales)]
         same = [True, True]
         for theirs, ours in itertools.zip_longest(found, self._pairs(stored), fillvalue=(None, None)):
             same = [equal and _same(*arrays) for equal, arrays in zip(same, zip(theirs, ours))]
@@ -223,8 +224,10 @@ def _alternate(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _same(found: NDArray[Any] | None, wanted: NDArray[Any] | None) -> bool:
-    """Both are there and equal to the last bit, in type and shape too."""
-    if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+    """Equal to the last bit, in type and shape too; or neither is there."""
+    if found is None or wanted is None:
+        return found is wanted
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
     return np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(wanted).tobytes()
 

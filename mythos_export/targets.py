@@ -17,8 +17,18 @@ __all__ = ["TARGETS", "Target", "quantization_of", "settled"]
 Passes = list[ir.passes.InPlacePass]
 
 
-def _no_layers(config: MythosConfig, precision: str) -> dict[str, str]:
-    return {}
+def _reads_act_output(config: MythosConfig, precision: str) -> dict[str, str]:
+    """The layers right behind the loop.
+
+    A token that has spent little of its halting probability leaves an output that is small as a whole. One int8
+    scale for all tokens rounds it to nothing, and the norm behind these layers scales what is lost back up. (fp8
+    has an exponent, and weights alone do not care.)
+    """
+    if precision != "int8" or not config.coda_layers:
+        return {}
+    names = ("q_down", "kv_down") if config.attn_type == "mla" else ("wq", "wk", "wv")
+    reason = "reads what ACT has weighted, which is tiny for some tokens: one int8 scale for all would lose them"
+    return {f"coda.0.attn.{name}": reason for name in names}
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Target:
     session: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by precision, ONNX Runtime's options
     quantizations: Mapping[str, Quantization] = field(default_factory=lambda: QUANTIZED)  # by precision
     # Layers that a precision leaves in float whatever the user asks for, and why.
-    float_layers: Callable[[MythosConfig, str], dict[str, str]] = _no_layers
+    float_layers: Callable[[MythosConfig, str], dict[str, str]] = _reads_act_output
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
 
 
@@ -110,7 +120,7 @@ def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
 
 def _absorbed(config: MythosConfig, precision: str) -> dict[str, str]:
     if precision != "int4":
-        return {}
+        return _reads_act_output(config, precision)
     reason = "absorbed into attention: a batch of small matrices, which MatMulNBits does not take"
     return {layer: reason for layer in layer_names(config) if layer.endswith((".kv_up.key", ".kv_up.value"))}
 

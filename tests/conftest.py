@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,8 @@ from reference_model.config import MythosConfig
 
 if TYPE_CHECKING:
     from mythos_export.bundle import Bundle
+    from mythos_export.pipeline import Prove
+    from reference_model.checkpoint import WeightSource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on many threads only wait for each other
 
@@ -70,22 +72,33 @@ def upstream() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
-    """Export without validation: `make_bundle(config, seed=0, precision="fp32", loops="dynamic")`."""
+    """Export, unless asked otherwise without validation: `make_bundle(config, seed=0, precision="fp32", ...)`.
+
+    Further options are those of `ExportRequest`, and `prove`.
+    """
     from mythos_export.loops import parse_loops
     from mythos_export.pipeline import ExportRequest, export
     from mythos_export.progress import Reporter
     from reference_model.checkpoint import SeededWeights
 
-    def make(config: MythosConfig, *, seed: int = 0, precision: str = "fp32", loops: str = "dynamic") -> Bundle:
+    def make(
+        config: MythosConfig,
+        *,
+        seed: int = 0,
+        loops: str = "dynamic",
+        source: WeightSource | None = None,
+        prove: Prove | None = None,
+        **options: Any,
+    ) -> Bundle:
         request = ExportRequest(
             name="tiny",
             config=config,
-            source=SeededWeights(config, seed),
+            source=source or SeededWeights(config, seed),
             output=tmp_path_factory.mktemp("bundles") / "tiny",
-            precision=precision,
             loops=parse_loops(loops),
+            **options,
         )
-        return export(request, Reporter(quiet=True), None)
+        return export(request, Reporter(quiet=True), prove)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ __all__ = ["run"]
 
 
 def run(path: Path, *, loops: str, per_hop: int, seed: int, reference: bool, json: bool) -> None:
-    """Evaluate; exit code 1 if an fp32 bundle answers anything PyTorch does not."""
+    """Evaluate; exit code 1 if an fp32 bundle answers anything PyTorch does not, or a quantised one costs too much."""
     from mythos_export.evaluate import check_task, evaluate, render
     from reference_model.nano.task import MAX_HOPS
 
@@ -47,7 +48,8 @@ def run(path: Path, *, loops: str, per_hop: int, seed: int, reference: bool, jso
         print_json(result.model_dump())
     else:
         print(render(result))
-    if bundle.manifest.precision == "fp32" and result.differing:
+    if failure := result.failure(bundle.manifest.limits.max_loop_iters):
+        print(f"failed: {failure}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -27,10 +27,11 @@ from mythos_export.parity.reference import (
 from mythos_export.parity.report import GraphReport, ParityReport, render
 from mythos_export.parity.source import choices_of, recipe_of
 from mythos_export.parity.stored import StoredWeights, compare_weights
-from mythos_export.parity.tolerances import TOLERANCES, Tolerance
+from mythos_export.parity.tolerances import Tolerance, tolerance_of
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED
 from mythos_export.signature import cache_dtype
+from mythos_export.targets import quantization_of
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
@@ -160,7 +161,7 @@ def _simulated(bundle: Bundle, source: WeightSource, config: MythosConfig, weigh
     recipe = recipe_of(bundle)
     feeds = {name: found.feeds for name, found in recipe.activations.items()} if recipe is not None else {}
     model = reference_model(source, config, weights)
-    quantization = QUANTIZED[bundle.manifest.precision]
+    quantization = quantization_of(bundle.manifest.target, bundle.manifest.precision)
     return simulate(model, quantization, choices_of(bundle, config), feeds, weights.head(source))
 
 
@@ -170,7 +171,10 @@ def _deepest(bundle: Bundle) -> int | None:
 
 
 def _tolerance(bundle: Bundle) -> Tolerance:
-    return TOLERANCES[bundle.manifest.precision]
+    manifest = bundle.manifest
+    quantized = manifest.precision in QUANTIZED
+    dynamic = quantized and quantization_of(manifest.target, manifest.precision).dynamic_block is not None
+    return tolerance_of(manifest.precision, rounds_activations=dynamic)
 
 
 def _run_graphs(bundle: Bundle, cases: list[Case], report: Reporter) -> list[tuple[GraphFile, list[_Run]]]:

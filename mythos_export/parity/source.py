@@ -13,8 +13,8 @@ from mythos_export.bundle import Bundle, BundleError
 from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.parity.cases import default_loops
-from mythos_export.parity.tolerances import TOLERANCES
-from mythos_export.quantization import Choices
+from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.targets import TARGETS
 from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
 from reference_model.config import MythosConfig
@@ -32,8 +32,11 @@ def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosCon
         BundleError: its source or precision is unknown, or the checkpoint is not the one it was made from.
         CheckpointError: the checkpoint cannot be read.
     """
-    if bundle.manifest.precision not in TOLERANCES:
-        raise BundleError(f"{bundle.path}: no tolerance is known for precision {bundle.manifest.precision!r}")
+    target, precision = bundle.manifest.target, bundle.manifest.precision
+    if target not in TARGETS or precision not in TARGETS[target].precisions:
+        raise BundleError(f"{bundle.path}: target {target!r} in {precision!r} is unknown to this release")
+    if (precision in QUANTIZED) != (bundle.manifest.quantization is not None):
+        raise BundleError(f"{bundle.path}: its manifest does not say how it was quantised; export it again")
     config = MythosConfig.from_file(bundle.file("config.json"))
     origin = bundle.manifest.source
     if origin.get("kind") == "seed" and checkpoint is None:

@@ -429,7 +429,7 @@ class TestVerify:
 
     def test_an_unknown_precision(self, refused: Refused, bundle: Path) -> None:
         edit_manifest(bundle, precision="fp7")
-        assert "no tolerance is known for precision 'fp7'" in refused("verify", bundle)
+        assert "target 'portable' in 'fp7' is unknown" in refused("verify", bundle)
 
     @pytest.mark.parametrize("source", [{}, {"kind": "checkpoint"}, {"kind": "checkpoint", "path": 7}])
     def test_an_unknown_source(self, refused: Refused, bundle: Path, source: dict[str, Any]) -> None:
