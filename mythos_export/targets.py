@@ -118,7 +118,7 @@ def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
     return [passes.QuantizeNBits(NBITS, choices)] if precision == "int4" else _portable_precision(precision, choices)
 
 
-def _absorbed(config: MythosConfig, precision: str) -> dict[str, str]:
+def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
     if precision != "int4":
         return _reads_act_output(config, precision)
     reason = "absorbed into attention: a batch of small matrices, which MatMulNBits does not take"
@@ -145,7 +145,7 @@ TARGETS: dict[str, Target] = {
         precision_passes=_onnxruntime_precision,
         session={"int8": _INTEGER},
         quantizations={"int8": QUANTIZED["int8"], "int4": NBITS},
-        float_layers=_absorbed,
+        float_layers=_onnxruntime_floats,
         minimum_runtime={"int4": "1.31"},  # the first whose QMoE knows accuracy levels
     ),
 }

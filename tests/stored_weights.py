@@ -14,7 +14,7 @@ from eventful import eventful_
 
 from calibration.simulate import simulate
 from mythos_export import weights
-from mythos_export.quantization import Choices, Quantization
+from mythos_export.quantization import TABLE, Choices, Quantization
 from mythos_export.quantized_weights import HEAD, restored_tensors
 from mythos_export.targets import TARGETS
 from reference_model.checkpoint import SeededWeights, load_model
@@ -68,7 +68,9 @@ def state_of(arrays: Arrays, config: MythosConfig) -> dict[str, torch.Tensor]:
         if name.endswith(".scale"):
             continue
         for part in restored_tensors(name, array, arrays.get(f"{name}.scale"), config):
-            if part.rows is None:
+            if name == "embed.weight" and TABLE in arrays:  # kept in float for the head
+                state[HEAD] = part.read()
+            elif part.rows is None:
                 state[part.name] = part.read()
             else:
                 shape = SeededWeights(config, 0).shape(part.name)

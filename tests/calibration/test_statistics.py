@@ -34,7 +34,8 @@ LOOPS, PROMPT = 4, 9  # as in conftest.py
 MakeModel = Callable[[], ir.Model]
 Arrays = dict[str, NDArray[Any]]
 Observe = Callable[[ir.Model, list[str]], list[Arrays]]
-Extremes = dict[str, NDArray[np.float32]]  # by layer: [depths or 1, least and greatest]
+Extremes = dict[str, NDArray[np.float32]]  # by point or layer: [depths or 1, ...]
+Count = Callable[[Extremes], list[dict[str, NDArray[np.int64]]]]
 
 HIDDEN_OF_EXPERTS = "recurrent.block.ffn.routed_experts.*.down.input"
 
@@ -71,7 +72,9 @@ class TestPoints:
         projections = ("q_down", "kv_down") if config.attn_type == "mla" else ("wq", "wk", "wv")
         assert {f"prelude.0.attn.{name}" for name in projections} in feeds
         ffn = "recurrent.block.ffn"
-        experts = (f"{ffn}.{kind}.{name}" for kind in ("routed_experts.*", "shared_experts.0") for name in ("gate", "up"))
+        experts = (
+            f"{ffn}.{kind}.{name}" for kind in ("routed_experts.*", "shared_experts.0") for name in ("gate", "up")
+        )
         assert set(experts) in feeds
 
     def test_the_hidden_values_of_the_experts_are_one(self, make_model: MakeModel, config: MythosConfig) -> None:
@@ -89,9 +92,7 @@ class TestTheGraphStaysAsItIs:
     """Bit by bit: a statistic that moved a rounding would measure another model."""
 
     @pytest.mark.parametrize("statistics", ["extremes", "histograms"])
-    def test_prefill_and_decode(
-        self, make_model: MakeModel, observe: Observe, recorded: Any, statistics: str
-    ) -> None:
+    def test_prefill_and_decode(self, make_model: MakeModel, observe: Observe, recorded: Any, statistics: str) -> None:
         model = make_model()
         add_extremes(model) if statistics == "extremes" else add_histograms(model, tops_of(find_points(model), 3.0))
         got = observe(model, list(recorded.gave[0]))
@@ -112,7 +113,9 @@ class TestTheGraphStaysAsItIs:
         runs = []
         for graph in graphs:
             running = RunningBatch(graph, engine.manifest, np.array([2, LOOPS, 1]), capacity=8)
-            all_logits = running.extend(read_prompts([[1, 2, 3], [4, 5, 6, 7, 8], [9]], None, engine.manifest.limits), 0)
+            all_logits = running.extend(
+                read_prompts([[1, 2, 3], [4, 5, 6, 7, 8], [9]], None, engine.manifest.limits), 0
+            )
             running.step([3, 2, 1])
             runs.append((all_logits, running.logits, running.halting_depth))
         for plain, observed in zip(*runs):
@@ -204,31 +207,38 @@ def reference_extremes(config: MythosConfig, sequence: NDArray[np.int64]) -> Ext
     }
 
 
-class TestHistograms:
-    @pytest.fixture(scope="class")
-    def values(self, make_model: MakeModel, observe: Observe) -> list[dict[str, NDArray[np.float32]]]:
-        """What flows through each point, call by call: [depths, numbers] or [1, numbers]."""
-        model = make_model()
-        outputs = expose(model)
-        return [
-            {point: call[name].reshape(LOOPS if point.startswith("recurrent.") else 1, -1) for point, name in outputs.items()}
-            for call in observe(model, list(outputs.values()))
-        ]
+@pytest.fixture(scope="module")
+def values(make_model: MakeModel, observe: Observe) -> list[Extremes]:
+    """What flows through each point, call by call: [depths or 1, numbers]."""
+    model = make_model()
+    outputs = expose(model)
+    calls = observe(model, list(outputs.values()))
+    depths = {name: LOOPS if name.startswith("recurrent.") else 1 for name in outputs}
+    return [{point: call[name].reshape(depths[point], -1) for point, name in outputs.items()} for call in calls]
 
-    @pytest.fixture(scope="class")
-    def tops(self, seen: Extremes) -> Extremes:
-        return {name: np.abs(extremes).max(axis=-1) for name, extremes in seen.items()}
 
-    def counts(self, make_model: MakeModel, observe: Observe, tops: Extremes) -> list[dict[str, NDArray[np.int64]]]:
+@pytest.fixture(scope="module")
+def tops(seen: Extremes) -> Extremes:
+    """By point: the largest |x| of each depth."""
+    return {name: np.abs(extremes).max(axis=-1) for name, extremes in seen.items()}
+
+
+@pytest.fixture(scope="module")
+def count(make_model: MakeModel, observe: Observe) -> Count:
+    """Histograms up to given tops, call by call: [depths or 1, BINS]."""
+
+    def histograms(tops: Extremes) -> list[dict[str, NDArray[np.int64]]]:
         model = make_model()
         outputs = add_histograms(model, tops)
         calls = observe(model, list(outputs.values()))
         return [{point: np.atleast_2d(call[name]) for point, name in outputs.items()} for call in calls]
 
-    def test_count_every_value_in_its_bin(
-        self, make_model: MakeModel, observe: Observe, tops: Extremes, values: list[Extremes]
-    ) -> None:
-        for counts, call in zip(self.counts(make_model, observe, tops), values):
+    return histograms
+
+
+class TestHistograms:
+    def test_count_every_value_in_its_bin(self, count: Count, tops: Extremes, values: list[Extremes]) -> None:
+        for counts, call in zip(count(tops), values):
             assert counts.keys() == call.keys()
             for name, found in counts.items():
                 x = np.abs(call[name]).astype(np.float64)
@@ -239,31 +249,27 @@ class TestHistograms:
                     near = np.abs(numbers[:, None] - edges).min(axis=1) < 1e-6 * top  # may round to either side
                     assert np.abs((row - wanted).cumsum()).max() <= near.sum(), name
 
-    def test_hold_the_largest_in_their_last_bin(
-        self, make_model: MakeModel, observe: Observe, tops: Extremes, values: list[Extremes]
-    ) -> None:
+    def test_hold_the_largest_in_their_last_bin(self, count: Count, tops: Extremes, values: list[Extremes]) -> None:
         """x / top is 1 there, one bin past the end."""
-        found = self.counts(make_model, observe, tops)
+        found = count(tops)
         for name, top in tops.items():
             for depth, limit in enumerate(top):
                 (call,) = {index for index, call in enumerate(values) if (np.abs(call[name][depth]) == limit).any()}
                 assert found[call][name][depth, -1] >= 1, name
 
     def test_take_what_lies_beyond_into_their_last_bin(
-        self, make_model: MakeModel, observe: Observe, tops: Extremes, values: list[Extremes]
+        self, count: Count, tops: Extremes, values: list[Extremes]
     ) -> None:
-        for found, call in zip(self.counts(make_model, observe, {name: top / 2 for name, top in tops.items()}), values):
+        for found, call in zip(count({name: top / 2 for name, top in tops.items()}), values):
             for name, counts in found.items():
                 beyond = (np.abs(call[name]) >= tops[name][:, None] / 2).sum(axis=1)
                 assert counts.sum() == call[name].size
                 assert (counts[:, -1] >= beyond).all(), name
 
-    def test_past_the_depths_they_know_use_the_last(
-        self, make_model: MakeModel, observe: Observe, tops: Extremes
-    ) -> None:
+    def test_past_the_depths_they_know_use_the_last(self, count: Count, tops: Extremes) -> None:
         known = {name: top[:2] for name, top in tops.items()}
-        repeated = {name: np.concatenate((top[:2], top[1:2], top[1:2])) if len(top) > 1 else top for name, top in tops.items()}
-        for ours, theirs in zip(self.counts(make_model, observe, known), self.counts(make_model, observe, repeated)):
+        repeated = {name: top[[0, 1, 1, 1]] if len(top) > 1 else top for name, top in tops.items()}
+        for ours, theirs in zip(count(known), count(repeated)):
             for name, counts in theirs.items():
                 np.testing.assert_array_equal(ours[name], counts, err_msg=name)
 
