@@ -30,7 +30,6 @@ from mythos_export.bundle import (
     file_entry,
 )
 from mythos_export.gates import check_quantized
-from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
 from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.loops import LoopsOption
@@ -41,6 +40,7 @@ from mythos_export.staging import staged
 from mythos_export.targets import TARGETS, quantization_of
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig
+from reference_model.parameters import parameter_shapes
 
 __all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius", "versions"]
 
@@ -93,7 +93,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         _write_weights(request, graphs, parameters, folder, report)
         _write_graphs(graphs, folder, report)
         _write_small_files(request, chosen, folder)
-        manifest = _manifest(request, parameters, radius, _hash_files(folder, report))
+        manifest = _manifest(request, radius, _hash_files(folder, report))
         if request.precision in QUANTIZED:
             manifest = _checked(Bundle(folder, manifest), chosen, request.config, report)
         _save(manifest, folder)
@@ -215,9 +215,7 @@ def _hash_files(folder: Path, report: Reporter) -> dict[str, FileEntry]:
         return {path.name: file_entry(path, advance) for path in files}
 
 
-def _manifest(
-    request: ExportRequest, parameters: dict[str, ir.Value], radius: float, files: dict[str, FileEntry]
-) -> Manifest:
+def _manifest(request: ExportRequest, radius: float, files: dict[str, FileEntry]) -> Manifest:
     config = request.config
     parts = cache_parts(config, request.precision)
     return Manifest(
@@ -238,7 +236,7 @@ def _manifest(
         limits=Limits(
             vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, max_loop_iters=config.max_loop_iters
         ),
-        parameters=count_parameters(parameters),
+        parameters=count_parameters(config),
         spectral_radius=radius,
         session=dict(TARGETS[request.target].session.get(request.precision, {})),
         minimum_runtime=TARGETS[request.target].minimum_runtime.get(request.precision),
@@ -246,9 +244,9 @@ def _manifest(
     )
 
 
-def count_parameters(parameters: dict[str, ir.Value]) -> int:
-    """Numbers stored in the graph's parameters."""
-    return sum(math.prod(sizes(value)) for value in parameters.values())
+def count_parameters(config: MythosConfig) -> int:
+    """Numbers that the model learned, however they are stored."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def _save(manifest: Manifest, folder: Path) -> None:

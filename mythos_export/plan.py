@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
+from mythos_export.graph_parts import sizes
 from mythos_export.linears import kept_layers, layer_names
 from mythos_export.pipeline import ExportRequest, count_parameters, graphs_of
 from mythos_export.progress import Reporter
@@ -43,7 +45,7 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
         target=request.target,
         precision=request.precision,
         loops=str(request.loops),
-        parameters=count_parameters(parameters),
+        parameters=count_parameters(request.config),
         weight_bytes=sum(_nbytes(value) for value in parameters.values()),
         cache_bytes_per_token=fixed,
         cache_bytes_per_token_and_loop=per_loop,
@@ -64,7 +66,7 @@ def _any_choices(request: ExportRequest) -> Choices:
 
 def _nbytes(value: ir.Value) -> int:
     assert value.dtype is not None
-    return count_parameters({"": value}) * value.dtype.itemsize  # type: ignore[return-value]
+    return math.ceil(math.prod(sizes(value)) * value.dtype.itemsize)
 
 
 def _cache_bytes(request: ExportRequest) -> tuple[int, int]:

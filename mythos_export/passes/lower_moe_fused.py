@@ -21,7 +21,8 @@ _MIXING_WEIGHTS = 14  # index of that input; those between are biases, a third m
 class LowerMoEFused(Lowering):
     """Spread the routing over all experts, one QMoE.
 
-    Requires sizes that the block divides: for others the kernel dequantises all weights at every call.
+    Requires sizes that the block divides: for others the kernel dequantises all weights at every call. And
+    weights that are not negative, as a softmax gives them: the kernel leaves out an expert of such a weight.
     """
 
     op_type = "SparseMoE"

@@ -139,6 +139,14 @@ def test_a_layer_is_one_node(config: MythosConfig) -> None:
     assert PROBES["experts"] == "step.router.experts"
 
 
+def test_scales_of_stacks_are_written_before_their_numbers(config: MythosConfig) -> None:
+    """Else each expert's scales are searched for twice, which is most of what an export of int4 takes."""
+    names = list(weights.parameters_of(built(config).values()))
+    stacks = [name for name in names if name.endswith(".stacked")]
+    assert len(stacks) == 2
+    assert all(names.index(f"{name}.scale") < names.index(name) for name in stacks)
+
+
 def test_absorbed_layers_stay_float_with_a_reason(config: MythosConfig) -> None:
     target = TARGETS["onnxruntime"]
     found = target.float_layers(config, "int4")
