@@ -43,10 +43,8 @@ class Builder:
         return self._add("mythos", op_type, inputs, 1, attributes)
 
     def runtime_op(self, op_type: str, inputs: Sequence[ir.Value | None], /, **attributes: Any) -> ir.Value:
-        """Add a node of ONNX Runtime's own domain, whose result is fp32; the model must import `RUNTIME_DOMAIN`."""
-        result = self._add(RUNTIME_DOMAIN, op_type, inputs, 1, attributes)
-        result.type = ir.TensorType(ir.DataType.FLOAT)  # the checker of ONNX knows no such op and cannot infer it
-        return result
+        """Add a node of ONNX Runtime's own domain; the model must import `RUNTIME_DOMAIN`."""
+        return self._add(RUNTIME_DOMAIN, op_type, inputs, 1, attributes)
 
     def take(self) -> list[ir.Node]:
         """The nodes added since the last call."""

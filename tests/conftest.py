@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import types
@@ -113,3 +114,20 @@ def tiny_bundle(make_bundle: MakeBundle, mla_config: MythosConfig) -> Path:
 def tiny_gqa_bundle(make_bundle: MakeBundle, gqa_config: MythosConfig) -> Path:
     """An exported GQA bundle; do not change it (copy it)."""
     return make_bundle(gqa_config).path
+
+
+@pytest.fixture(scope="session")
+def quantized_bundle(
+    make_bundle: MakeBundle, mla_config: MythosConfig, gqa_config: MythosConfig
+) -> Callable[..., Path]:
+    """Bundles that export has proven, each made once: `quantized_bundle("mla", "int8", ranges="auto")`; copy them."""
+    from calibration.choose import QuantizeOptions
+    from mythos_export.parity.run import prove
+
+    @functools.cache
+    def made(attn: str, precision: str, ranges: str | None = None) -> Path:
+        config = {"mla": mla_config, "gqa": gqa_config}[attn]
+        options = QuantizeOptions(ranges=ranges)  # type: ignore[arg-type]
+        return make_bundle(config, precision=precision, quantize=options, prove=prove).path
+
+    return made

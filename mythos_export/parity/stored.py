@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.source import load_graph
+from mythos_export.quantization import TABLE
 from mythos_export.quantized_weights import HEAD, Quantizer, Restored, restored_tensors, stored_as
 from mythos_export.weights import expected
 from reference_model.checkpoint import WeightSource
@@ -75,6 +76,8 @@ def compare_weights(
             differing = quantizer.differing(name, array, scales)
         result.differing += differing
         for part in _restored(bundle, name, array, scales, config):
+            if name == "embed.weight" and TABLE in stored:  # kept in float for the head alone
+                part = replace(part, name=HEAD)
             seen.add(part.name)
             if not differing:
                 result.parts.setdefault(part.name, []).append(part)

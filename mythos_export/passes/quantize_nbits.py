@@ -70,5 +70,6 @@ class QuantizeNBits(ir.passes.InPlacePass):
             block_size=self.quantization.block,
             accuracy_level=4,
         )
+        out.type = node.outputs[0].type
         assert node.graph is not None
         convenience.replace_nodes_and_values(node.graph, node, [node], build.take(), [node.outputs[0]], [out])

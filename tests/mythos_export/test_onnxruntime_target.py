@@ -160,6 +160,19 @@ def test_absorbed_layers_stay_float_with_a_reason(config: MythosConfig) -> None:
     assert settled(chosen, "onnxruntime", config, "int4") == chosen
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_other_precisions_are_those_of_the_portable_target(config: MythosConfig, precision: str) -> None:
+    ours, portable = TARGETS["onnxruntime"], TARGETS["portable"]
+    assert ours.session.get(precision) == portable.session.get(precision)
+    assert ours.float_layers(config, precision) == portable.float_layers(config, precision)
+    assert precision not in ours.minimum_runtime
+    for passes in (
+        lambda target: target.lowerings(config, precision, Choices()),
+        lambda target: target.precision_passes(precision, Choices()),
+    ):
+        assert [(type(one), vars(one)) for one in passes(ours)] == [(type(one), vars(one)) for one in passes(portable)]
+
+
 def test_what_a_precision_means_depends_on_the_target() -> None:
     assert quantization_of("onnxruntime", "int4").dynamic_block == 32
     assert quantization_of("portable", "int4").dynamic_block is None
