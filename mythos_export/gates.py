@@ -57,10 +57,12 @@ def check_quantized(bundle: Bundle, kept: frozenset[str]) -> dict[str, int]:
 
 
 def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str]) -> dict[str, int]:
-    model = load_graph(bundle, file.file)
+    model, manifest = load_graph(bundle, file.file), bundle.manifest
     quantized = _check_layers(model, file.file, kept)
+    if quantization_of(manifest.target, manifest.precision).activations:
+        _check_activations(model, file.file)
     _check_scales(model, file.file)
-    if not _has_kernels(bundle.manifest):
+    if not _has_kernels(manifest):
         return {EMULATED: quantized}
     return _check_runtime(bundle, file, quantized, kept)
 
@@ -86,6 +88,15 @@ def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:
     if not in_body:
         raise GateFailed(f"{file}: nothing inside the loop is quantised")
     return quantized
+
+
+def _check_activations(model: ir.Model, file: str) -> None:
+    """What is multiplied with a quantised weight is quantised too."""
+    for node in model.graph.all_nodes():
+        if any(stored_as(weight) is not None for weight in _weights(node)):
+            producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if producer is None or producer.op_type != "DequantizeLinear":
+                raise GateFailed(f"{file}: the weight of {node.name} is quantised, but what it multiplies is not")
 
 
 def _weights(node: ir.Node) -> list[str]:

@@ -97,8 +97,6 @@ def compare_case(
     values = measure_logits(reference.logits[clean], run.logits[clean], top1_margin=tolerance.top1_margin)
     if not values["error_over_range"] <= tolerance.logits:
         failures.append(f"logits differ by {values['error_over_range']:.3g} of their range")
-    if not values["typical_error"] <= tolerance.typical:
-        failures.append(f"logits of the median position differ by {values['typical_error']:.3g} of their range")
     if values["top1_agreement"] < 1:
         failures.append(f"top-1 agrees in {values['top1_agreement']:.2%} of the positions outside near-ties")
     if first_out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from calibration.simulate import simulate
 from engines.errors import EngineError
@@ -86,13 +87,17 @@ def check_parity(
     return ParityReport(
         precision=bundle.manifest.precision,
         loops=list(loops),
-        tolerance=_tolerance(bundle),
+        tolerance=_tolerance(bundle, config),
         weights_compared=weights.compared,
         weights_differing=weights.differing,
         graph_check=graph_check,
         graphs=graphs,
         loss=loss,
-        failures=[*graph_failures, *_failures(weights.differing, graphs), *loss_failures(loss)],
+        failures=[
+            *graph_failures,
+            *_failures(weights.differing, graphs, _tolerance(bundle, config)),
+            *loss_failures(loss),
+        ],
     )
 
 
@@ -113,7 +118,7 @@ def _check_float(
         GraphReport(
             file=file.file,
             depth=file.loops,
-            cases=[_result(run, by_case[id(run.case)], _tolerance(bundle)) for run in runs],
+            cases=[_result(run, by_case[id(run.case)], _tolerance(bundle, config)) for run in runs],
         )
         for file, runs in _run_graphs(bundle, cases, report)
     ]
@@ -138,7 +143,7 @@ def _check_quantized(
         with report.step("run PyTorch, rounding alike", total) as advance, few_threads_if_small(config):
             results = []
             for run in runs:
-                results.append(_guided_result(run, simulated, _tolerance(bundle)))
+                results.append(_guided_result(run, simulated, _tolerance(bundle, config)))
                 advance(run.case.trips)
         reports.append(GraphReport(file=file.file, depth=file.loops, cases=results))
     by_case = dict(zip(map(id, originals), full))
@@ -170,11 +175,11 @@ def _deepest(bundle: Bundle) -> int | None:
     return None if "dynamic" in depths else max(int(depth) for depth in depths)
 
 
-def _tolerance(bundle: Bundle) -> Tolerance:
+def _tolerance(bundle: Bundle, config: MythosConfig) -> Tolerance:
     manifest = bundle.manifest
     quantized = manifest.precision in QUANTIZED
     dynamic = quantized and quantization_of(manifest.target, manifest.precision).dynamic_block is not None
-    return tolerance_of(manifest.precision, rounds_activations=dynamic)
+    return tolerance_of(manifest.precision, rounds_activations=dynamic, dim=config.dim)
 
 
 def _run_graphs(bundle: Bundle, cases: list[Case], report: Reporter) -> list[tuple[GraphFile, list[_Run]]]:
@@ -237,7 +242,7 @@ def _loss(run: _Run, original: ReferenceRun) -> Loss:
     return measure_loss(run.case, original, run.shipped, run.probed)
 
 
-def _failures(differing: list[str], graphs: list[GraphReport]) -> list[str]:
+def _failures(differing: list[str], graphs: list[GraphReport], tolerance: Tolerance) -> list[str]:
     failures = []
     if differing:
         named = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
@@ -245,6 +250,9 @@ def _failures(differing: list[str], graphs: list[GraphReport]) -> list[str]:
     for graph in graphs:
         if not any(case.tokens for case in graph.cases):
             failures.append(f"{graph.file}: no position could be compared (all fail, or stand behind near-ties)")
+        typical = median(errors) if (errors := [case.typical_error for case in graph.cases if case.tokens]) else 0.0
+        if not typical <= tolerance.typical:
+            failures.append(f"{graph.file}: logits of the typical position differ by {typical:.3g} of their range")
         for case in graph.cases:
             depths = ",".join(map(str, case.loops))
             failures += [f"{graph.file}, {case.kind} at {depths} loops: {failure}" for failure in case.failures]

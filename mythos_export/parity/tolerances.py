@@ -4,7 +4,7 @@ The reference's weights, cache and quantised activations are rounded as the bund
 compared is the computation. bf16 bundles compute in fp32, so only a rounding of cached rows that falls the
 other way is left to them. Where activations are rounded to a few bits, PyTorch and a runtime now and then
 round one of them to different sides, and that one step is far larger than any other difference: so the
-median position is held to much less than the worst.
+median is held to much less than the worst.
 
 Errors are shares of the range (max - min) of the reference's values. Router and halting margins say
 how near a tie must be for a flip to be rounding: a flip by more is a failure.
@@ -17,12 +17,16 @@ from pydantic import BaseModel, ConfigDict
 __all__ = ["TOLERANCES", "Tolerance", "tolerance_of"]
 
 
+_NARROW = 512  # model dim up to which most tokens see no value rounded to the other side
+_TYPICAL_IF_WIDE = 3e-2
+
+
 class Tolerance(BaseModel):
     """Bounds of one precision."""
 
     model_config = ConfigDict(frozen=True)
 
-    typical: float  # of the median position: its max absolute logit error over the logit range
+    typical: float  # max absolute logit error of the median position, over the logit range, in the median case
     logits: float  # max absolute logit error over the logit range
     hidden: float  # the same, for the hidden state at each depth
     near_tie: float  # margin below which a router or halting decision may flip
@@ -39,6 +43,16 @@ TOLERANCES = {
 }
 
 
-def tolerance_of(precision: str, *, rounds_activations: bool) -> Tolerance:
-    """What counts as equal; int4 of kernels that round activations to int8 as they come is held to what int8 is."""
-    return TOLERANCES["int8" if precision == "int4" and rounds_activations else precision]
+def tolerance_of(precision: str, *, rounds_activations: bool, dim: int) -> Tolerance:
+    """What counts as equal.
+
+    Args:
+        rounds_activations: by itself, as kernels do that round them to int8 as they come; int4 is then held to what
+            int8 is.
+        dim: of the model. In a wide one some value is rounded to the other side at every token, so that the median
+            shows it too.
+    """
+    held_to = "int8" if precision == "int4" and rounds_activations else precision
+    if held_to in ("int8", "fp8") and dim > _NARROW:
+        return TOLERANCES[held_to].model_copy(update={"typical": _TYPICAL_IF_WIDE})
+    return TOLERANCES[held_to]

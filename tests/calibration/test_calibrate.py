@@ -131,6 +131,31 @@ class TestMethods:
         assert fp8.precision == "fp8" and fp8.activations == recipes["percentile"].activations
 
 
+class TestHistograms:
+    def test_hold_every_value_of_every_run(
+        self, make: Make, config: MythosConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each sequence runs at all depths, and once more at one or two of them in turn."""
+        seen: list[tuple[int, float]] = []
+
+        def limit(counts: Any, top: float, *rest: Any) -> float:
+            seen.append((int(counts.sum()), top))
+            return top
+
+        monkeypatch.setattr("calibration.calibrate.limit_of", limit)
+        recipe = make("percentile")
+        calls = iter(seen)
+        for name, found in recipe.activations.items():
+            tops = np.maximum(np.abs(found.low), np.abs(found.high)).tolist()
+            counts, given = zip(*(next(calls) for _ in tops))
+            assert list(given) == tops, name
+            # of the head, the last token of each call: a prefill, and 8 that are decoded
+            tokens = [4 * 9 * 2] if name == "head.input" else [512 + 512, 512 + 256, 512][: len(tops)]
+            (width,) = {count / token for count, token in zip(counts, tokens)}
+            assert width == int(width) and (width == config.dim or not name.endswith(("wq.input", "head.input"))), name
+        assert next(calls, None) is None
+
+
 class TestProgress:
     @pytest.mark.parametrize(("method", "passes"), [("minmax", 1), ("percentile", 2)])
     def test_counts_every_token(self, make: Make, method: str, passes: int) -> None:

@@ -6,11 +6,10 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,77 +27,8 @@ from reference_model.config import MythosConfig
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left on its streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """The command line takes over signals; pytest gets them back."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before):
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`mythos-export` in this process, in an empty folder."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def command(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["mythos-export", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
-
-    return command
-
-
-@pytest.fixture
-def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
-    """Run a command that must be refused; its one line."""
-
-    def command(*arguments: str | Path) -> str:
-        before = everything(tmp_path)
-        outcome = run(*arguments)
-        lines = outcome.err.splitlines()
-        assert outcome.code == 2, outcome.err
-        assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True], outcome.err
-        assert lines[-1].isprintable()
-        assert "Traceback" not in outcome.err
-        assert outcome.out == ""
-        assert everything(tmp_path) == before
-        return lines[-1]
-
-    return command
-
-
+Run = Callable[..., Any]  # of an outcome
 Refused = Callable[..., str]
-
-
-def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder with its size and time."""
-    found = {str(path): path.lstat() for path in folder.rglob("*")}
-    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
-
-
-@pytest.fixture
-def config_file(tmp_path: Path, mla_config: MythosConfig) -> Path:
-    (tmp_path / "config.json").write_text(mla_config.to_json())
-    return tmp_path / "config.json"
 
 
 @pytest.fixture

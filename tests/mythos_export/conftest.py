@@ -1,0 +1,81 @@
+"""The command line in this process, and what a refusal must be."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mythos_export import cli
+from reference_model.config import MythosConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left on its streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """The command line takes over signals; pytest gets them back."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """`mythos-export` in this process, in an empty folder."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def command(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mythos-export", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def refused(run: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
+    """Run a command that must be refused; its one line."""
+
+    def command(*arguments: str | Path) -> str:
+        before = everything(tmp_path)
+        outcome = run(*arguments)
+        lines = outcome.err.splitlines()
+        assert outcome.code == 2, outcome.err
+        assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True], outcome.err
+        assert lines[-1].isprintable()
+        assert "Traceback" not in outcome.err
+        assert outcome.out == ""
+        assert everything(tmp_path) == before
+        return lines[-1]
+
+    return command
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder with its size and time."""
+    found = {str(path): path.lstat() for path in folder.rglob("*")}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, mla_config: MythosConfig) -> Path:
+    (tmp_path / "config.json").write_text(mla_config.to_json())
+    return tmp_path / "config.json"
