@@ -159,7 +159,7 @@ def render(evaluation: Evaluation) -> str:
         asked = evaluation.prompts * len(evaluation.loops)
         lines.append(f"answers that differ from PyTorch's: {evaluation.differing} of {asked}")
     if any(evaluation.points_lost().values()):
-        costs = "  ".join(f"{count} loops {-points:+.2f}" for count, points in evaluation.points_lost().items())
+        costs = "  ".join(f"{count} loops {0.0 - points:+.2f}" for count, points in evaluation.points_lost().items())
         lines.append(f"accuracy over k = 1..{evaluation.trained_hops} less PyTorch's, in points: {costs}")
     return "\n".join(line.rstrip() for line in lines)
 

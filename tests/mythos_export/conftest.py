@@ -70,9 +70,9 @@ def refused(run: Callable[..., Outcome], tmp_path: Path) -> Callable[..., str]:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder with its size and time."""
-    found = {str(path): path.lstat() for path in folder.rglob("*")}
-    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+    """Every file below a folder with its size and time; of a folder, that it is there."""
+    found = {str(path): (path.is_dir(), path.lstat()) for path in folder.rglob("*")}
+    return {path: (0, 0) if is_dir else (at.st_size, at.st_mtime_ns) for path, (is_dir, at) in found.items()}
 
 
 @pytest.fixture
