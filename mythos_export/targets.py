@@ -45,6 +45,8 @@ class Target:
     # Layers that a precision leaves in float whatever the user asks for, and why.
     float_layers: Callable[[MythosConfig, str], dict[str, str]] = _reads_act_output
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
+    bfloat16_products: bool = False  # does bf16 multiply in bf16, or only store it?
+    linted: bool = False  # are the written graphs held against the list of what TensorRT does not take?
 
 
 def quantization_of(target: str, precision: str) -> Quantization:
@@ -182,5 +184,7 @@ TARGETS: dict[str, Target] = {
         precision_passes=_tensorrt_precision,
         session={"int8": _INTEGER, "fp8": _AS_WRITTEN, "int4": _AS_WRITTEN},
         float_layers=_tensorrt_floats,
+        bfloat16_products=True,
+        linted=True,
     ),
 }

@@ -65,7 +65,8 @@ def check_request(bundle: Bundle, library: Library, sms: Sequence[str]) -> None:
         least = _LEAST_SM.get(manifest.precision, (0, 0))
         if tuple(map(int, sm.split("."))) < least:
             raise BuildError(
-                f"--sm {sm} has no {manifest.precision}, which begins with {least[0]}.{least[1]}; export another precision"
+                f"--sm {sm} has no {manifest.precision}, which begins with {least[0]}.{least[1]}; "
+                "export another precision"
             )
         if library.is_rtx and not hasattr(library.module.ComputeCapability, _capability(sm)):
             known = sorted(name for name in dir(library.module.ComputeCapability) if name.startswith("SM"))
@@ -226,7 +227,7 @@ def _profile(job: _Job, builder: Any, network: Any) -> Any:
 def _monitor(trt: Any, advance: Callable[[int], None]) -> Any:
     """Tells of each step that TensorRT finishes, and lets Ctrl-C end a build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # the base is known at run time only
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.interrupted = False
