@@ -9,6 +9,7 @@ whether any runtime computes what PyTorch computed; the last lines of the output
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import save_json
 
 from engines.cache import storage_dtype
-from mythos_export.bundle import Bundle
+from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.cases import Case, cases_for
 from mythos_export.parity.reference import reference_model, rounded_rows, run_reference
 from mythos_export.parity.source import loop_counts, source_of_bundle
@@ -30,14 +31,23 @@ __all__ = ["command", "write_goldens"]
 OUTPUTS = ("logits", "halting.depth")
 
 
-def write_goldens(bundle: Bundle, folder: Path, loops: str | None) -> list[int]:
-    """Write a pair of files for each loop count; returns the counts.
+def write_goldens(bundle: Bundle, folder: Path, loops: str | None) -> dict[int, float]:
+    """Write a pair of files for each loop count.
 
     PyTorch computes with the weights that the bundle holds, rounded as they are.
+
+    Returns:
+        By loop count, how far a logit may be off: the tolerance of the bundle's precision times their range.
+
+    Raises:
+        BundleError: it is quantised; PyTorch rounds activations in the parity check only.
     """
+    if bundle.manifest.quantization is not None:
+        raise BundleError(f"{bundle.path}: quantised; `mythos-export verify` compares such a bundle, goldens cannot")
     config, source = source_of_bundle(bundle, None)
     counts = loop_counts(bundle, config, loops)
     stored = compare_weights(bundle, source, config, lambda _: None)
+    share, tolerances = TOLERANCES[bundle.manifest.precision].logits, {}
     folder.mkdir(parents=True, exist_ok=True)
     with rounded_rows(cache_dtype(bundle.manifest.precision)):
         model = reference_model(source, config, stored)
@@ -49,7 +59,8 @@ def write_goldens(bundle: Bundle, folder: Path, loops: str | None) -> list[int]:
                 save_json([_inputs(bundle, case)], f"{stem}.inputs.json")
                 results = RunResults([("pytorch", [IterationResult(outputs=found, runner_name="pytorch")])])
                 save_json(results, f"{stem}.outputs.json")
-    return counts
+                tolerances[case.trips] = share * float(np.ptp(run.logits))
+    return tolerances
 
 
 def _inputs(bundle: Bundle, case: Case) -> dict[str, np.ndarray]:
@@ -70,12 +81,11 @@ def _inputs(bundle: Bundle, case: Case) -> dict[str, np.ndarray]:
     }
 
 
-def command(bundle: Bundle, folder: Path, count: int, runtime: str = "--onnxrt") -> list[str]:
-    """The `polygraphy run` that compares a runtime with the goldens of a loop count."""
-    tolerance = 10 * TOLERANCES[bundle.manifest.precision].logits  # of logits, whose range is about ten
+def command(bundle: Bundle, folder: Path, count: int, tolerance: float) -> list[str]:
+    """The `polygraphy run` that compares ONNX Runtime with the goldens of a loop count."""
     stem = folder / f"loops{count}"
     return [
-        *("polygraphy", "run", str(bundle.file("model.onnx")), runtime, "--onnx-outputs", *OUTPUTS),
+        *("polygraphy", "run", str(bundle.file("model.onnx")), "--onnxrt", "--onnx-outputs", *OUTPUTS),
         *("--load-inputs", f"{stem}.inputs.json", "--load-outputs", f"{stem}.outputs.json"),
         *("--atol", f"logits:{tolerance:g}", "--rtol", "logits:0"),
     ]
@@ -89,8 +99,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
-    for count in write_goldens(bundle, arguments.output, arguments.loops):
-        print(" ".join(command(bundle, arguments.output, count)))
+    for count, tolerance in write_goldens(bundle, arguments.output, arguments.loops).items():
+        print(shlex.join(command(bundle, arguments.output, count, tolerance)))
     return 0
 
 
