@@ -179,6 +179,9 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample within this share of the probability.")] = 1.0,
     seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, or from built engines: tensorrt_rtx or tensorrt.")
+    ] = "onnxruntime",
     json: JsonFlag = False,
 ) -> None:
     """Generate tokens from a bundle; needs neither torch nor onnx."""
@@ -195,6 +198,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        runtime=runtime,
         json=json,
     )
 

@@ -1,6 +1,6 @@
 """Golden inputs and outputs of a bundle, from PyTorch, as polygraphy reads them.
 
-    python tools/write_goldens.py runs/demo --loops 1,2,4 --output runs/goldens
+    python -m tools.write_goldens runs/demo --loops 1,2,4 --output runs/goldens
 
 makes `loops1.inputs.json` and `loops1.outputs.json`, and so on: a prompt in one call. `polygraphy run` then says
 whether any runtime computes what PyTorch computed; the last lines of the output are the commands.
