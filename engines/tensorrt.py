@@ -69,7 +69,8 @@ class _TensorRtGraph:
         trt, path = library.module, bundle.path / FOLDER / entry.file
         self._logger, self._errors = library.logger()
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        plan = np.memmap(path, np.uint8, "r")  # weights of gigabytes go to the device, not through the host's memory
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         self._context: Any = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
             raise EngineError(f"{path}: {library.label} cannot load it: {self._reason()}")

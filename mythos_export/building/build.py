@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from engines.cuda import Cuda
 from engines.errors import EngineError, one_line
 from engines.receipts import FOLDER, EngineEntry, Profile, Receipt, receipt_path, source_hash
 from engines.tensorrt_library import Library
@@ -48,11 +49,15 @@ class _Job:
     cache: Path | None  # folder of timing caches
 
 
-def check_request(bundle: Bundle, library: Library, sms: Sequence[str]) -> None:
+def check_request(bundle: Bundle, library: Library, sms: Sequence[str], *, cuda: Cuda | None = None) -> None:
     """Make sure, before hours of building, that this bundle can be built for these architectures.
+
+    Args:
+        cuda: the device that TensorRT proper builds for; the first there is if None.
 
     Raises:
         BuildError: another target's bundle, an architecture that the library or the precision does not have.
+        EngineError: TensorRT proper without a GPU.
     """
     manifest = bundle.manifest
     if manifest.target != _TARGET:
@@ -71,8 +76,10 @@ def check_request(bundle: Bundle, library: Library, sms: Sequence[str]) -> None:
         if library.is_rtx and not hasattr(library.module.ComputeCapability, _capability(sm)):
             known = sorted(name for name in dir(library.module.ComputeCapability) if name.startswith("SM"))
             raise BuildError(f"--sm {sm}: {library.label} builds for {', '.join(known)} only")
-    if not library.is_rtx and len(sms) > 1:
-        raise BuildError(f"{library.label} builds for the GPU it runs on; give one --sm, that GPU's")
+    if not library.is_rtx:
+        found = (cuda or Cuda()).compute_capability
+        if list(sms) != [found]:
+            raise BuildError(f"{library.label} builds for the GPU it runs on; give --sm {found} alone")
 
 
 def build_engines(
@@ -187,7 +194,8 @@ def _parse(job: _Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     probe = builder.create_network(typed)
     asked = trt.OnnxParser(probe, logger)
-    if not asked.supports_model_v2(path.read_bytes(), str(path)):
+    # the first releases of TensorRT 10 cannot be asked; there the parser itself refuses
+    if hasattr(asked, "supports_model_v2") and not asked.supports_model_v2(path.read_bytes(), str(path)):
         raise BuildFailed(_refusals(job, asked))
     del asked, probe
     network = builder.create_network(typed)

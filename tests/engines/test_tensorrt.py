@@ -118,8 +118,9 @@ class Runtime:
     def __init__(self, logger: Any) -> None:
         pass
 
-    def deserialize_cuda_engine(self, plan: bytes) -> Loaded | None:
-        return Loaded(plan) if plan.endswith(b".onnx") else None
+    def deserialize_cuda_engine(self, plan: Any) -> Loaded | None:
+        content = bytes(memoryview(plan))
+        return Loaded(content) if content.endswith(b".onnx") else None
 
 
 class Logger:
