@@ -207,9 +207,8 @@ def test_nano(precision: str, sm: str, make_bundle: MakeBundle, library: Library
     from reference_model.checkpoint import open_checkpoint
 
     if precision not in nanos:
-        source = open_checkpoint(nano.CHECKPOINT)
-        assert source.config is not None
-        nanos[precision] = make_bundle(source.config, source=source, target="tensorrt", precision=precision)
+        config, source = MythosConfig.from_file(nano.CONFIG), open_checkpoint(nano.CHECKPOINT)
+        nanos[precision] = make_bundle(config, source=source, target="tensorrt", precision=precision)
     (engine,) = built(nanos[precision], library, sm).engines
     assert (engine.gemms is not None) == (precision in ("int8", "fp8"))
 
