@@ -55,7 +55,8 @@ class RunningBatch:
         self._graph, self._limits = graph, manifest.limits
         self._n_loops = loops.copy()
         depth = graph.loops if isinstance(graph.loops, int) else int(loops.max())
-        self.cache = KVCache(manifest.cache, loops=depth, batch=batch, capacity=capacity)
+        make_cache = getattr(graph, "new_cache", KVCache)  # where the runtime's memory is not the host's
+        self.cache: KVCache = make_cache(manifest.cache, loops=depth, batch=batch, capacity=capacity)
         self._outputs = ["logits", "halting.depth", *self.cache.outputs]
         self._lengths = np.zeros(batch, np.int64)  # real tokens so far
         # inputs of a decode step, made once and changed in place

@@ -32,6 +32,8 @@ _USER_ERRORS = (
     ("calibration.errors", "CalibrationError"),
     ("reference_model.config", "ConfigError"),
     ("reference_model.weight_source", "CheckpointError"),
+    ("mythos_export.building.build", "BuildError"),
+    ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
     ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
@@ -70,7 +72,8 @@ def export(
     ] = None,
     loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
     target: Annotated[
-        str, typer.Option(help="portable: standard ONNX for any runtime; onnxruntime: its own kernels.")
+        str,
+        typer.Option(help="portable: ONNX for any runtime; onnxruntime: its own kernels; tensorrt: for `build`."),
     ] = "portable",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or int4.")] = "fp32",
     calibration_data: Annotated[
@@ -176,6 +179,9 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample within this share of the probability.")] = 1.0,
     seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, or from built engines: tensorrt_rtx or tensorrt.")
+    ] = "onnxruntime",
     json: JsonFlag = False,
 ) -> None:
     """Generate tokens from a bundle; needs neither torch nor onnx."""
@@ -192,6 +198,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        runtime=runtime,
         json=json,
     )
 
@@ -225,6 +232,40 @@ def sensitivity(
     from mythos_export.commands import sensitivity as command
 
     command.run(bundle, precision=precision, calibration_data=calibration_data, checkpoint=checkpoint, json=json)
+
+
+@app.command()
+def build(
+    bundle: BundleArgument,
+    sm: Annotated[
+        Optional[list[str]], typer.Option(help="Compute capability of the GPU, such as 8.9; may be given again.")
+    ] = None,
+    batch: Annotated[Optional[str], typer.Option(help="Sequences at once, MIN:OPT:MAX.")] = None,
+    seq: Annotated[Optional[str], typer.Option(help="Tokens in one call, MIN:OPT:MAX.")] = None,
+    past: Annotated[Optional[str], typer.Option(help="Tokens before it, MIN:OPT:MAX.")] = None,
+    loops: Annotated[Optional[str], typer.Option(help="Depths that a cache holds, MIN:OPT:MAX.")] = None,
+    runtime: Annotated[
+        Optional[str], typer.Option(help="tensorrt_rtx or tensorrt; by default the first that is installed.")
+    ] = None,
+    timing_cache: Annotated[
+        Optional[Path], typer.Option(help="Folder of timings to reuse (TensorRT proper measures kernels).")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Build TensorRT engines from a bundle of target tensorrt."""
+    from mythos_export.commands import build as command
+
+    command.run(
+        bundle,
+        sm=sm or [],
+        batch=batch,
+        seq=seq,
+        past=past,
+        loops=loops,
+        runtime=runtime,
+        timing_cache=timing_cache,
+        json=json,
+    )
 
 
 def main() -> NoReturn:

@@ -22,6 +22,7 @@ __all__ = [
     "Linear",
     "UnknownLayer",
     "always_float",
+    "contractions",
     "find_linears",
     "kept_layers",
     "layer_names",
@@ -109,6 +110,18 @@ def layer_names(config: MythosConfig) -> list[str]:
     parameters = (name for name, shape in parameter_shapes(config).items() if len(shape) > 1)
     names = dict.fromkeys(layer for name in parameters if not always_float(name) for layer in _layers_of(name, config))
     return [*names, EMBEDDING]
+
+
+def contractions(config: MythosConfig) -> dict[str, int]:
+    """By layer, the size that its products sum over."""
+    sizes_of = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) < 2 or always_float(name):
+            continue
+        for layer in _layers_of(name, config):
+            # kv_up [h * (nope + v), rank]: absorbed, the keys' part contracts over nope, the values' over rank
+            sizes_of[layer] = config.qk_nope_head_dim if layer.endswith(".kv_up.key") else shape[-1]
+    return sizes_of
 
 
 def _layers_of(parameter: str, config: MythosConfig) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +32,7 @@ from mythos_export.bundle import (
 from mythos_export.gates import check_quantized
 from mythos_export.graphs import build_graphs
 from mythos_export.linears import ALWAYS_FLOAT, layer_names
+from mythos_export.lints import LintFailed, lint
 from mythos_export.loops import LoopsOption
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
@@ -82,6 +83,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         BundleError: the output cannot be written.
         CalibrationError: the data or the recipe of a quantised precision is of no use.
         GateFailed: what was to be quantised is not.
+        LintFailed: the target's runtime would not take a graph.
         ParityFailed: the comparison failed; nothing is left behind.
     """
     check_fit(request.source, request.config)
@@ -92,6 +94,8 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         parameters = weights.parameters_of(graphs.values())
         _write_weights(request, graphs, parameters, folder, report)
         _write_graphs(graphs, folder, report)
+        if TARGETS[request.target].linted:
+            _lint(graphs, folder)
         _write_small_files(request, chosen, folder)
         manifest = _manifest(request, radius, _hash_files(folder, report))
         if request.precision in QUANTIZED:
@@ -199,6 +203,12 @@ def _write_graphs(graphs: dict[str, ir.Model], folder: Path, report: Reporter) -
         for file, model in graphs.items():
             ir.save(model, folder / file)
             onnx.checker.check_model(str(folder / file), full_check=True)
+
+
+def _lint(files: Iterable[str], folder: Path) -> None:
+    for file in files:
+        if findings := lint(ir.load(folder / file)):
+            raise LintFailed.because(file, findings)
 
 
 def _write_small_files(request: ExportRequest, chosen: Chosen, folder: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from mythos_export import passes
-from mythos_export.linears import layer_names
-from mythos_export.quantization import NBITS, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
+from mythos_export.linears import contractions, layer_names
+from mythos_export.quantization import EMBEDDING, NBITS, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
 from reference_model.config import MythosConfig
 
 __all__ = ["TARGETS", "Target", "quantization_of", "settled"]
@@ -45,6 +45,8 @@ class Target:
     # Layers that a precision leaves in float whatever the user asks for, and why.
     float_layers: Callable[[MythosConfig, str], dict[str, str]] = _reads_act_output
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
+    bfloat16_products: bool = False  # does bf16 multiply in bf16, or only store it?
+    linted: bool = False  # are the written graphs held against the list of what TensorRT does not take?
 
 
 def quantization_of(target: str, precision: str) -> Quantization:
@@ -125,6 +127,32 @@ def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
     return {layer: reason for layer in layer_names(config) if layer.endswith((".kv_up.key", ".kv_up.value"))}
 
 
+def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
+    dense = passes.LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)
+    lowerings = _portable(config, precision, choices)
+    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in lowerings]
+
+
+def _tensorrt_precision(precision: str, choices: Choices) -> Passes:
+    if precision in _HALF:
+        # A GPU multiplies both halves; unlike ONNX Runtime on a CPU it needs no detour through fp32.
+        return [passes.ReducePrecision(_HALF[precision], compute=_HALF[precision]), passes.FloatScans()]
+    return _portable_precision(precision, choices)
+
+
+def _tensorrt_floats(config: MythosConfig, precision: str) -> dict[str, str]:
+    if precision not in QUANTIZED:
+        return {}
+    floats = _reads_act_output(config, precision)
+    floats[EMBEDDING] = "TensorRT takes no Gather on an int8 table"
+    block = QUANTIZED[precision].block
+    if block is not None:
+        reason = f"TensorRT takes whole blocks only, and {block} does not divide its contraction"
+        floats |= {layer: reason for layer, size in contractions(config).items() if size % block}
+    return floats
+
+
+_HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _INTEGER = {"disabled_optimizers": "MatMulAddFusion"}  # it makes a Gemm of MatMul and Add, and int8 is lost
 # ONNX Runtime has no kernel for these on a CPU, and what it tries instead fails inside a body: it is
 # to compute what the graph says, in float.
@@ -147,5 +175,16 @@ TARGETS: dict[str, Target] = {
         quantizations={"int8": QUANTIZED["int8"], "int4": NBITS},
         float_layers=_onnxruntime_floats,
         minimum_runtime={"int4": "1.31"},  # the first whose QMoE knows accuracy levels
+    ),
+    "tensorrt": Target(
+        precisions=("fp32", "fp16", "bf16", "int8", "fp8", "int4"),
+        opset=21,
+        newest_opset=21,  # what TensorRT 10.3 reads
+        lowerings=_tensorrt,
+        precision_passes=_tensorrt_precision,
+        session={"int8": _INTEGER, "fp8": _AS_WRITTEN, "int4": _AS_WRITTEN},
+        float_layers=_tensorrt_floats,
+        bfloat16_products=True,
+        linted=True,
     ),
 }

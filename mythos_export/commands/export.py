@@ -52,6 +52,7 @@ def run(options: Options) -> None:
     loops = parse_loops(options.loops)
     report = Reporter(quiet=options.json)
     from mythos_export.gates import GateFailed
+    from mythos_export.lints import LintFailed
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
     from mythos_export.requests import check_target, default_name, find_tokenizer, quantize_options, resolve_model
 
@@ -91,7 +92,7 @@ def run(options: Options) -> None:
         return
     try:
         bundle = export(request, report, _prover() if options.validate else None)
-    except (GateFailed, ParityFailed) as error:
+    except (GateFailed, LintFailed, ParityFailed) as error:
         print(f"failed: {error}; no bundle was kept", file=sys.stderr)
         raise typer.Exit(1) from error
     _say_done(bundle, report, options.json)

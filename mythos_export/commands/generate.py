@@ -15,10 +15,24 @@ from mythos_export.commands.output import print_json
 __all__ = ["run"]
 
 
-def run(path: Path, *, prompt: str | None, tokens: str | None, threads: int | None, json: bool, **options: Any) -> None:
+def run(
+    path: Path,
+    *,
+    prompt: str | None,
+    tokens: str | None,
+    threads: int | None,
+    runtime: str,
+    json: bool,
+    **options: Any,
+) -> None:
     """Generate, printing tokens (text, with a tokenizer) as they come."""
     given = _token_ids(prompt, tokens)  # a mistake shows before gigabytes are hashed
-    engine = engines.load(path, threads=threads)
+    if runtime == "onnxruntime":
+        engine = engines.load(path, threads=threads)
+    elif threads is None:
+        engine = engines.load(path, runtime=runtime)
+    else:
+        raise EngineError("--threads is for onnxruntime; leave it out")
     ids = given if prompt is None else engine.tokenizer.encode(prompt)
     started = time.perf_counter()
     stream = engine.generate(ids, **options)

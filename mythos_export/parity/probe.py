@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import BundleError, GraphFile
+from mythos_export.parity.emulate import emulate_bfloat16
 from mythos_export.parity.source import load_graph
 
 __all__ = ["PROBES", "ProbedGraph", "add_probes"]
@@ -83,6 +84,7 @@ class ProbedGraph:
 
     def __init__(self, engine: OnnxRuntimeEngine, file: GraphFile) -> None:
         model = load_graph(engine.bundle, file.file)
+        emulate_bfloat16(model)
         self.loops: int | Literal["dynamic"] = file.loops
         self._probes = add_probes(model)
         self._graph = engine.load_model(ir.to_proto(model).SerializeToString(), file)

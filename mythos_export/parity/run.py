@@ -14,6 +14,7 @@ from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, CachePart, GraphFile, ParitySummary
 from mythos_export.parity.cases import Case, cases_for, default_loops
 from mythos_export.parity.compare import CaseResult, compare_case, uncompared_case
+from mythos_export.parity.emulate import load_runnable
 from mythos_export.parity.exported import ExportedRun, run_graph
 from mythos_export.parity.loss import Loss, loss_failures, measure_loss
 from mythos_export.parity.probe import ProbedGraph
@@ -32,7 +33,7 @@ from mythos_export.parity.tolerances import Tolerance, tolerance_of
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED
 from mythos_export.signature import cache_dtype
-from mythos_export.targets import quantization_of
+from mythos_export.targets import TARGETS, quantization_of
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
@@ -179,7 +180,8 @@ def _tolerance(bundle: Bundle, config: MythosConfig) -> Tolerance:
     manifest = bundle.manifest
     quantized = manifest.precision in QUANTIZED
     dynamic = quantized and quantization_of(manifest.target, manifest.precision).dynamic_block is not None
-    return tolerance_of(manifest.precision, rounds_activations=dynamic, dim=config.dim)
+    products = TARGETS[manifest.target].bfloat16_products
+    return tolerance_of(manifest.precision, rounds_activations=dynamic, rounds_products=products, dim=config.dim)
 
 
 def _run_graphs(bundle: Bundle, cases: list[Case], report: Reporter) -> list[tuple[GraphFile, list[_Run]]]:
@@ -205,7 +207,7 @@ def _run_graph(engine: OnnxRuntimeEngine, file: GraphFile, cases: list[Case], re
                 advance(case.trips)
             return outcomes
 
-        shipped = run_all(engine.load_graph(file))
+        shipped = run_all(load_runnable(engine, file))
         gc.collect()  # the first session's memory, before the second takes as much
         probed = run_all(ProbedGraph(engine, file))
     return [_Run(*run) for run in zip(cases, shipped, probed)]

@@ -1,7 +1,9 @@
 """One onnx-ir pass a file; each states what it requires and ensures."""
 
+from mythos_export.passes.float_scans import FloatScans
 from mythos_export.passes.lower_attention import LowerGroupedQueryAttention, LowerLatentAttention
 from mythos_export.passes.lower_moe import LowerMoEGrouped
+from mythos_export.passes.lower_moe_dense import LowerMoEDense
 from mythos_export.passes.lower_moe_fused import LowerMoEFused
 from mythos_export.passes.lower_norm import LowerNorm
 from mythos_export.passes.quantize import Quantize
@@ -12,8 +14,10 @@ from mythos_export.passes.transpose_weights import TransposeWeights
 from mythos_export.passes.unroll import Unroll
 
 __all__ = [
+    "FloatScans",
     "LowerGroupedQueryAttention",
     "LowerLatentAttention",
+    "LowerMoEDense",
     "LowerMoEFused",
     "LowerMoEGrouped",
     "LowerNorm",

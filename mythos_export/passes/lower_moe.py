@@ -15,7 +15,7 @@ from mythos_export.graph_parts import Builder, given, parameter
 from mythos_export.passes.rewriting import Lowering
 from mythos_export.quantization import ROUTED_EXPERTS
 
-__all__ = ["LowerMoEGrouped"]
+__all__ = ["LowerMoEGrouped", "swiglu"]
 
 
 class LowerMoEGrouped(Lowering):
@@ -34,7 +34,7 @@ class LowerMoEGrouped(Lowering):
         source = build.op("Div", [order, build.ints(self.top_k)])  # the token of each pair, by expert
         by_expert = build.op("Gather", [tokens, source], axis=0)  # [n * k, d]
         groups = self._split(build, by_expert, pairs)
-        done = [self._swiglu(build, rows, main, index) for index, rows in enumerate(groups)]
+        done = [swiglu(build, rows, main, index, self.dim, self.expert_dim) for index, rows in enumerate(groups)]
         joined = build.op("Concat", done, axis=0) if len(done) > 1 else done[0]
         restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
         restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
@@ -48,16 +48,6 @@ class LowerMoEGrouped(Lowering):
         counts = build.op("ReduceSum", [build.op("Cast", [hits], to=ir.DataType.INT64), build.ints(0)], keepdims=0)
         return build.op("Split", [by_expert, counts], outputs=self.experts, axis=0)
 
-    def _swiglu(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
-        wide, narrow = [self.dim, self.expert_dim], [self.expert_dim, self.dim]
-        gate, up, down = (
-            parameter(main, f"{ROUTED_EXPERTS}.{index}.{name}.weight.T", shape)
-            for name, shape in (("gate", wide), ("up", wide), ("down", narrow))
-        )
-        gated = build.op("MatMul", [rows, gate])
-        gated = build.op("Mul", [gated, build.op("Sigmoid", [gated])])
-        return build.op("MatMul", [build.op("Mul", [gated, build.op("MatMul", [rows, up])]), down])
-
     @staticmethod
     def _inverse(build: Builder, order: ir.Value, count: ir.Value) -> ir.Value:
         """The permutation that undoes `order`."""
@@ -65,3 +55,15 @@ class LowerMoEGrouped(Lowering):
         one = build.op("Squeeze", [build.ints(1)])
         positions = build.op("Range", [zero, build.op("Squeeze", [count]), one])
         return build.op("ScatterElements", [order, order, positions], axis=0)
+
+
+def swiglu(build: Builder, rows: ir.Value, main: ir.Graph, index: int, dim: int, expert_dim: int) -> ir.Value:
+    """One routed expert: [n, dim] -> [n, dim]."""
+    wide, narrow = [dim, expert_dim], [expert_dim, dim]
+    gate, up, down = (
+        parameter(main, f"{ROUTED_EXPERTS}.{index}.{name}.weight.T", shape)
+        for name, shape in (("gate", wide), ("up", wide), ("down", narrow))
+    )
+    gated = build.op("MatMul", [rows, gate])
+    gated = build.op("Mul", [gated, build.op("Sigmoid", [gated])])
+    return build.op("MatMul", [build.op("Mul", [gated, build.op("MatMul", [rows, up])]), down])

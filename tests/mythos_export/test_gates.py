@@ -176,6 +176,19 @@ class TestTheFile:
             rf"{re.escape(EXPERT)}\.weight\.T was to be quantised, but \S+ computes with it in float", said
         )
 
+    @pytest.mark.parametrize("precision", ["int8", "fp8"])
+    @pytest.mark.parametrize("layer", ["coda.1.ffn.up", WQ])
+    def test_an_activation_that_is_not_quantised(self, says: Callable[..., str], precision: str, layer: str) -> None:
+        """ONNX Runtime may still find a kernel for the weight."""
+
+        def edit(model: onnx.ModelProto, folder: Path) -> None:
+            graph = body_of(model) if layer == WQ else model.graph
+            quantize, _ = inputs_of(graph, f"{layer}.weight.T.{precision}")
+            matmul_on(graph, f"{layer}.weight.T.{precision}").input[0] = quantize.input[0]
+
+        said = says(edit, precision)
+        assert re.fullmatch(r"the weight of \S+ is quantised, but what it multiplies is not", said)
+
 
 SCALES = {
     "of a weight": ("int8", "coda.1.ffn.up.weight.T.int8.scale"),

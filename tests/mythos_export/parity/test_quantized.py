@@ -251,7 +251,7 @@ def caught(report: ParityReport, place: str) -> None:
     assert report.graph_check == "different"
     (graph,) = (failure for failure in report.failures if "is not the graph this release builds: " in failure)
     assert place in graph
-    assert any("logits of the median position differ by" in failure for failure in report.failures)
+    assert any("logits of the typical position differ by" in failure for failure in report.failures)
 
 
 def in_recipe(change: Callable[[dict[str, Any]], Any]) -> Edit:

@@ -1,0 +1,1 @@
+"""From a bundle to engines; needs neither torch nor onnx, so a device can build its own."""
