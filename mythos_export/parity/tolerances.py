@@ -19,7 +19,7 @@ __all__ = ["TOLERANCES", "Tolerance", "tolerance_of"]
 
 
 _NARROW = 512  # model dim up to which most tokens see no value rounded to the other side
-_TYPICAL_IF_WIDE = 3e-2
+_IF_WIDE = {"typical": 6e-2, "logits": 2e-1}
 
 
 class Tolerance(BaseModel):
@@ -56,5 +56,5 @@ def tolerance_of(precision: str, *, rounds_activations: bool, rounds_products: b
     """
     held_to = "int8" if precision == "int4" and rounds_activations else precision
     if held_to in ("int8", "fp8") and dim > _NARROW:
-        return TOLERANCES[held_to].model_copy(update={"typical": _TYPICAL_IF_WIDE})
+        return TOLERANCES[held_to].model_copy(update=_IF_WIDE)
     return TOLERANCES["bf16 products" if precision == "bf16" and rounds_products else held_to]

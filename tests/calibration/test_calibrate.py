@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx_ir as ir
 import pytest
+from pydantic import ValidationError
 from stored_weights import GivenWeights
 
 from calibration.calibrate import calibrate, check_samples, model_id
@@ -30,6 +31,8 @@ Make = Callable[..., Recipe]
 MakeBundle = Callable[..., Bundle]
 
 DEPTHS = 3
+# The other attention's ranges are compared with those of another calibrator, in test_oracle.py.
+GQA = pytest.mark.parametrize("config", ["gqa"], indirect=True)
 
 
 def random_samples(sequences: int, tokens: int, vocab_size: int) -> Samples:
@@ -67,6 +70,7 @@ def recipes(make: Make) -> dict[str, Recipe]:
     return {method: make(method) for method in METHODS}
 
 
+@GQA
 class TestTheRecipe:
     def test_names_every_activation_and_what_it_feeds(
         self, recipes: dict[str, Recipe], make_model: MakeModel, config: MythosConfig
@@ -90,8 +94,9 @@ class TestTheRecipe:
             assert recipe.model == model_id(config)
 
     def test_is_the_same_every_time(self, recipes: dict[str, Recipe], make: Make) -> None:
-        assert make("mse") == recipes["mse"]
-        assert make("mse").to_json() == recipes["mse"].to_json()
+        again = make("mse")
+        assert again == recipes["mse"]
+        assert again.to_json() == recipes["mse"].to_json()
 
     def test_does_not_depend_on_the_order_of_the_samples(self, make: Make, config: MythosConfig) -> None:
         """But for which sequence runs to which shallower depth too: all are alike then."""
@@ -100,10 +105,12 @@ class TestTheRecipe:
         assert make(samples=turned) == make(samples=samples)
 
 
-class TestMethods:
-    def test_are_those_a_recipe_knows(self) -> None:
-        assert get_args(Method) == METHODS
+def test_methods_are_those_a_recipe_knows() -> None:
+    assert get_args(Method) == METHODS
 
+
+@GQA
+class TestMethods:
     def test_minmax_is_what_was_seen(self, recipes: dict[str, Recipe]) -> None:
         for found in recipes["minmax"].activations.values():
             assert found.limit == np.maximum(np.abs(found.low), np.abs(found.high)).tolist()
@@ -131,6 +138,7 @@ class TestMethods:
         assert fp8.precision == "fp8" and fp8.activations == recipes["percentile"].activations
 
 
+@GQA
 class TestHistograms:
     def test_hold_every_value_of_every_run(
         self, make: Make, config: MythosConfig, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +164,7 @@ class TestHistograms:
         assert next(calls, None) is None
 
 
+@GQA
 class TestProgress:
     @pytest.mark.parametrize(("method", "passes"), [("minmax", 1), ("percentile", 2)])
     def test_counts_every_token(self, make: Make, method: str, passes: int) -> None:
@@ -176,11 +185,13 @@ class TestTooLittleData:
             "give more data, or another --calibration-method"
         )
 
+    @GQA
     def test_before_anything_runs(self, make: Make, config: MythosConfig) -> None:
         with pytest.raises(CalibrationError, match="511 tokens are too few for method entropy"):
             make("entropy", samples=random_samples(7, 73, config.vocab_size), progress=pytest.fail)
 
 
+@GQA
 class TestSequencesOfAnyLength:
     @pytest.mark.parametrize("length", [1, 2, 3, 17])
     def test_are_fed_whole(self, make: Make, config: MythosConfig, length: int) -> None:
@@ -268,6 +279,11 @@ class TestActivationsThatAreNotFinite:
     def test_are_seen_in_the_logits(self, complaint: Callable[..., str]) -> None:
         changes = {"embed.weight": scaled(1e15), "norm.weight": scaled(1e30)}
         assert complaint(changes) == "the model's own logits are not finite (NaN)"
+
+    @pytest.mark.xfail(reason="a recipe holds limits up to 1e30", raises=ValidationError)
+    def test_nor_are_they_of_use_where_they_are_nearly_so(self, complaint: Callable[..., str]) -> None:
+        changes = {"prelude.0.ffn.gate.weight": scaled(1e16), "prelude.0.ffn.up.weight": scaled(1e16)}
+        assert "prelude.0.ffn.down.input" in complaint(changes)
 
 
 class TestActivationsThatAreAlwaysZero:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ QuantizedBundle = Callable[..., Path]
 
 LOOPS = (1, 4)
 WO, POINT = "recurrent.block.attn.wo", "recurrent.block.attn.wq.input"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """The check collects garbage between two sessions; what is here already need not be searched every time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=["mla", "gqa"])
@@ -113,19 +123,19 @@ class TestPlanted:
             *,
             ranges: str | None = None,
             record: Callable[[Any], Any] = lambda record: record,
+            loops: tuple[int, ...] = LOOPS,
         ) -> ParityReport:
             original = quantized_bundle("gqa", precision, ranges) if ranges else quantized_bundle("gqa", precision)
             bundle = plant(original, tmp_path / "copy", edit)
             manifest = bundle.manifest.model_copy(update={"quantization": record(bundle.manifest.quantization)})
             source = SeededWeights(gqa_config, 0)
-            return check_parity(Bundle(bundle.path, manifest), source, gqa_config, LOOPS, Reporter(quiet=True))
+            return check_parity(Bundle(bundle.path, manifest), source, gqa_config, loops, Reporter(quiet=True))
 
         return run
 
-    @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
-    def test_nothing(self, check: Callable[..., ParityReport], precision: str) -> None:
+    def test_nothing(self, check: Callable[..., ParityReport]) -> None:
         """Guards the tests below: the planting itself breaks nothing."""
-        assert check(precision=precision).passed
+        assert check().passed
 
     @pytest.mark.parametrize(
         ("precision", "name"),
@@ -154,8 +164,7 @@ class TestPlanted:
         assert report.weights_differing == [name]
         assert not report.passed
 
-    @pytest.mark.parametrize("factor", [1.2, 0.8])
-    @pytest.mark.parametrize("where", ["main", "body"])
+    @pytest.mark.parametrize(("where", "factor"), [("main", 1.2), ("body", 0.8)])
     def test_the_scale_of_an_activation(self, check: Callable[..., ParityReport], where: str, factor: float) -> None:
         def edit(model: onnx.ModelProto, folder: Path) -> None:
             graph = body_of(model) if where == "body" else model.graph
@@ -175,9 +184,8 @@ class TestPlanted:
 
         report = check(edit, ranges="per-depth")
         caught(report, ".reciprocals FLOAT [6] ")
-        assert {max(case.loops) for case in report.graphs[0].cases if not case.passed} == {4}, (
-            "the first depth is right"
-        )
+        off = {max(case.loops) for case in report.graphs[0].cases if case.typical_error > report.tolerance.typical}
+        assert off == {4}, "the first depth is right"
 
     def test_scales_read_one_depth_early(self, check: Callable[..., ParityReport]) -> None:
         """The tables are right, and their index is not."""
@@ -192,6 +200,17 @@ class TestPlanted:
             minimum.input[list(minimum.input).index(index)] = "next_index"
 
         caught(check(edit, ranges="per-depth"), "")
+
+    def test_scales_that_begin_again_past_the_calibrated_depths(self, check: Callable[..., ParityReport]) -> None:
+        report = check(begin_again, ranges="per-depth", loops=(1, 8))
+        assert report.graph_check == "different"
+        off = {max(case.loops) for case in report.graphs[0].cases if case.typical_error > report.tolerance.typical}
+        assert off == {8}
+
+    @pytest.mark.xfail(reason="the median is one over all loop counts, and few of them go that deep")
+    def test_scales_that_begin_again_show_in_the_numbers(self, check: Callable[..., ParityReport]) -> None:
+        report = check(begin_again, ranges="per-depth", loops=(1, 2, 4, 8))
+        assert [failure for failure in report.failures if "is not the graph" not in failure]
 
     def test_reciprocals_that_are_not_the_scales(self, check: Callable[..., ParityReport]) -> None:
         def edit(model: onnx.ModelProto, folder: Path) -> None:
@@ -227,10 +246,9 @@ class TestPlanted:
         with pytest.raises(MissingRange, match=f"no range for {POINT}"):
             check(in_recipe(lambda recipe: recipe["activations"].pop(POINT)))
 
-    @pytest.mark.parametrize("layer", [WO, "prelude.0.ffn.up"])
-    def test_a_layer_listed_as_kept_that_is_not(self, check: Callable[..., ParityReport], layer: str) -> None:
-        report = check(record=lambda record: record.model_copy(update={"kept": record.kept | {layer: "--keep"}}))
-        caught(report, f"initializer {layer}.weight.T.int8 INT8 ")
+    def test_a_layer_listed_as_kept_that_is_not(self, check: Callable[..., ParityReport]) -> None:
+        report = check(record=lambda record: record.model_copy(update={"kept": record.kept | {WO: "--keep"}}))
+        caught(report, f"initializer {WO}.weight.T.int8 INT8 ")
 
     def test_a_kept_layer_that_is_not_listed(self, check: Callable[..., ParityReport]) -> None:
         def forget(record: Any) -> Any:
@@ -243,6 +261,17 @@ class TestPlanted:
     def test_another_way_to_share_ranges_than_is_listed(self, check: Callable[..., ParityReport]) -> None:
         report = check(ranges="per-depth", record=lambda record: record.model_copy(update={"ranges": "shared"}))
         caught(report, "")
+
+
+def begin_again(model: onnx.ModelProto, folder: Path) -> None:
+    """Past the table's end its first entry is read, not its last."""
+    body = body_of(model)
+    index = body.input[0].name
+    for node in body.node:
+        if node.op_type == "Min" and index in node.input:
+            node.op_type = "Mod"
+            point = node.input[1].removesuffix(".last_depth")
+            set_constant(body, node.input[1], np.array(len(constant(body, f"{point}.scales"))))
 
 
 def caught(report: ParityReport, place: str) -> None:
