@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibration.data import Samples
 from calibration.errors import CalibrationError
 from calibration.methods import MINIMUM_TOKENS, limit_of
-from calibration.recipe import ActivationRange, Recipe
+from calibration.recipe import LARGEST_LIMIT, ActivationRange, Recipe
 from calibration.statistics import BINS, add_extremes, add_histograms, find_points
 from engines.generation import Graph, RunningBatch
 from engines.onnxruntime import OnnxRuntimeEngine
@@ -75,6 +75,7 @@ def calibrate(
     feeds = {point.name: list(point.feeds) for point in find_points(model)}
     low, high = _extremes(_Observer(engine, model, depths), samples, progress)
     tops = {name: np.maximum(np.abs(low[name]), np.abs(high[name])) for name in feeds}
+    _check_reach(tops)
     limits = tops
     if method != "minmax":
         model = make_model()
@@ -170,9 +171,9 @@ def _extremes(
     high: dict[str, NDArray[np.float32]] = {}
 
     def saw(found: dict[str, Array]) -> None:
+        _check_finite({name: np.isfinite(found[a]) & np.isfinite(found[b]) for name, (a, b) in outputs.items()})
         for name, (least, greatest) in outputs.items():
             bottom, top = np.array(found[least], ndmin=1), np.array(found[greatest], ndmin=1)
-            _check_finite(name, bottom, top)
             # the first run is as deep as any
             np.minimum(low.setdefault(name, bottom)[: len(bottom)], bottom, out=low[name][: len(bottom)])
             np.maximum(high.setdefault(name, top)[: len(top)], top, out=high[name][: len(top)])
@@ -181,13 +182,29 @@ def _extremes(
     return low, high
 
 
-def _check_finite(name: str, low: Array, high: Array) -> None:
-    bad = ~(np.isfinite(low) & np.isfinite(high))
-    if bad.any():
+def _check_finite(finite: Mapping[str, Array]) -> None:
+    """Name the first activation that is not finite, by depth and then in graph order; bool [] or [depths] of each."""
+    bad = [(_stage(name), int(np.argmin(values)), name) for name, values in finite.items() if not np.all(values)]
+    if bad:
+        _, depth, name = min(bad, key=lambda place: place[:2])
         raise CalibrationError(
-            f"activation {name} is not finite (NaN or infinite) at depth {int(bad.argmax()) + 1} "
+            f"activation {name} is not finite (NaN or infinite) at depth {depth + 1} "
             "on the calibration data; check the checkpoint"
         )
+
+
+def _stage(name: str) -> int:
+    """What is computed before what."""
+    return 0 if name.startswith("prelude.") else 1 if name.startswith("recurrent.") else 2
+
+
+def _check_reach(tops: Mapping[str, Array]) -> None:
+    for name, top in tops.items():
+        if (top > LARGEST_LIMIT).any():
+            raise CalibrationError(
+                f"activation {name} reaches {float(top.max()):.3g}, beyond what a scale can stand for, "
+                "on the calibration data; check the checkpoint"
+            )
 
 
 def _histograms(

@@ -73,6 +73,9 @@ def choose(
     """
     recipe = options.recipe
     samples = samples_for(options.data, config, tokenizer) if recipe is None or options.keep_budget else None
+    if options.data is not None and not quantization.activations and options.keep_budget is None:
+        name = quantization.format.name
+        report.say(f"{name} quantises weights only: the calibration data is of use for --keep auto alone")
     if recipe is not None:
         _check_recipe(recipe, quantization, config)
     elif quantization.activations:

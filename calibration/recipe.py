@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibration.errors import CalibrationError
 
-__all__ = ["RECIPE", "ActivationRange", "Method", "Ranges", "Recipe"]
+__all__ = ["LARGEST_LIMIT", "RECIPE", "ActivationRange", "Method", "Ranges", "Recipe"]
 
 RECIPE = "recipe.json"  # its name in a bundle
 _MAX_BYTES = 64 << 20
-_SMALLEST, _LARGEST = 1e-30, 1e30  # limits whose scale and its reciprocal are ordinary fp32 numbers
+_SMALLEST, LARGEST_LIMIT = 1e-30, 1e30  # limits whose scale and its reciprocal are ordinary fp32 numbers
 
 _DRIFT = 2.0  # from here on a range shared by all depths costs the narrowest of them more than a bit
 
 Ranges = Literal["auto", "shared", "per-depth"]
-Limit = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
+Limit = Annotated[float, Field(ge=_SMALLEST, le=LARGEST_LIMIT)]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 

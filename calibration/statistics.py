@@ -48,12 +48,16 @@ def find_points(model: ir.Model) -> list[Point]:
 
 
 def add_extremes(model: ir.Model) -> dict[str, tuple[str, str]]:
-    """Add the least and the greatest value of each point; returns the names of both outputs."""
+    """Add the least and the greatest value of each point; returns the names of both outputs.
+
+    The greatest is infinite where a value is not a number.
+    """
     outputs = {}
     for point in find_points(model):
         build = Builder(f"calibrate.{point.name}")
         whole = _whole(build, point)
-        extremes = [build.op(op, [whole], keepdims=0) for op in ("ReduceMin", "ReduceMax")]
+        seen = _no_nan(build, whole)
+        extremes = [build.op(op, [seen], keepdims=0) for op in ("ReduceMin", "ReduceMax")]
         _place(build, point)
         low, high = (_expose(model.graph, point, value, ir.DataType.FLOAT) for value in extremes)
         outputs[point.name] = (low, high)
@@ -77,6 +81,11 @@ def add_histograms(model: ir.Model, tops: Mapping[str, NDArray[np.float32]]) -> 
 
 def _whole(build: Builder, point: Point) -> ir.Value:
     return point.values[0] if len(point.values) == 1 else build.op("Concat", list(point.values), axis=0)
+
+
+def _no_nan(build: Builder, x: ir.Value) -> ir.Value:
+    """Infinity for what is not a number: a runtime's minimum and maximum may pass over it."""
+    return build.op("Where", [build.op("IsNaN", [x]), build.scalar(float("inf")), x])
 
 
 def _top(build: Builder, main: ir.Graph, point: Point, tops: NDArray[np.float32]) -> ir.Value:

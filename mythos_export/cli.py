@@ -37,6 +37,7 @@ _USER_ERRORS = (
     ("mythos_export.bundle", "BundleError"),
     ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
+    ("mythos_export.passes.rewriting", "NothingToQuantize"),
     ("mythos_export.quantization", "MissingRange"),
     ("mythos_export.requests", "RequestError"),
     ("engines.errors", "EngineError"),

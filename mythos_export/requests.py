@@ -137,11 +137,11 @@ def quantize_options(
     used = [name for name, value in given.items() if value is not None]
     if used and precision not in QUANTIZED:
         raise RequestError(f"{used[0]} does nothing for --precision {precision}; use {', '.join(QUANTIZED)}")
-    _check_used(precision, used)
+    names, budget = _kept(keep)
+    _check_used(precision, used, automatic=budget is not None)
     for name, value, known in (("--calibration-method", method, METHODS), ("--ranges", ranges, get_args(Ranges))):
         if value is not None and value not in known:
             raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-    names, budget = _kept(keep)
     return QuantizeOptions(
         data=data,
         recipe=Recipe.from_file(recipe) if recipe is not None else None,
@@ -153,13 +153,14 @@ def quantize_options(
     )
 
 
-def _check_used(precision: str, used: list[str]) -> None:
+def _check_used(precision: str, used: list[str], *, automatic: bool) -> None:
     """An option that would be dropped without a word is a mistake."""
     ignored = {"--calibration-method", "--calibration-loops"}
     if precision in QUANTIZED and not QUANTIZED[precision].activations:
         reason, ignored = f"{precision} quantises weights only", ignored | {"--ranges", "--recipe"}
     elif "--recipe" in used:
         reason = "--recipe is a calibration already"
+        ignored |= set() if automatic else {"--calibration-data"}
     else:
         return
     for name in used:

@@ -22,7 +22,7 @@ from onnx_ir import convenience
 from mythos_export.graph_parts import HEAD_NAME, Builder, parameter, recurrent_loop, sizes
 from mythos_export.linears import Linear, find_linears
 from mythos_export.passes.embedding_table import int8_table, quantize_embedding
-from mythos_export.passes.rewriting import PassDidNothing
+from mythos_export.passes.rewriting import NothingToQuantize
 from mythos_export.quantization import (
     EMBEDDING,
     Choices,
@@ -54,13 +54,13 @@ class Quantize(ir.passes.InPlacePass):
         self.quantization, self.limits, self.keep = quantization, choices.limits, choices.keep
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Quantise, or raise MissingRange or PassDidNothing."""
+        """Quantise, or raise MissingRange or NothingToQuantize."""
         self._main = model.graph
         self._loop_index = recurrent_loop(model.graph).attributes["body"].as_graph().inputs[0]
         self._scaled: dict[ir.Value, _Scaled] = {}
         linears = [linear for linear in find_linears(model) if linear.layer not in self.keep]
         if not linears:
-            raise PassDidNothing("Quantize: every linear layer is kept in float; nothing is left to quantise")
+            raise NothingToQuantize("--keep names every layer; there is nothing left to quantise, so keep fewer")
         for linear in linears:
             self._quantize(linear)
         if EMBEDDING not in self.keep:

@@ -13,7 +13,7 @@ from onnx_ir import convenience
 from mythos_export.graph_parts import HEAD_NAME, RUNTIME_DOMAIN, Builder, parameter, sizes
 from mythos_export.linears import Linear, find_linears
 from mythos_export.passes.embedding_table import quantize_embedding
-from mythos_export.passes.rewriting import PassDidNothing
+from mythos_export.passes.rewriting import NothingToQuantize
 from mythos_export.quantization import EMBEDDING, Choices, Quantization, scale_shape, stored_name, stored_shape
 
 __all__ = ["QuantizeNBits"]
@@ -37,7 +37,7 @@ class QuantizeNBits(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         linears = self._linears(model)
         if not linears and not any(node.domain == RUNTIME_DOMAIN for node in model.graph.all_nodes()):
-            raise PassDidNothing("QuantizeNBits: every linear layer is kept in float; nothing is left to quantise")
+            raise NothingToQuantize("--keep names every layer; there is nothing left to quantise, so keep fewer")
         model.graph.opset_imports[RUNTIME_DOMAIN] = 1
         for linear in linears:
             self._quantize(linear, model.graph)

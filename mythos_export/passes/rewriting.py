@@ -10,11 +10,15 @@ from onnx_ir import convenience
 
 from mythos_export.graph_parts import Builder
 
-__all__ = ["Lowering", "PassDidNothing", "attribute"]
+__all__ = ["Lowering", "NothingToQuantize", "PassDidNothing", "attribute"]
 
 
 class PassDidNothing(RuntimeError):
     """A pass found nothing to do where the graph must hold something to do."""
+
+
+class NothingToQuantize(PassDidNothing):
+    """Every layer is to be kept in float: a mistake of the user's, not of a pass."""
 
 
 class Lowering(ir.passes.InPlacePass):

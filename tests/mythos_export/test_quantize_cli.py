@@ -106,14 +106,15 @@ class TestOptionsThatDoNothing:
         line = refused("--config", gqa, "--precision", precision, "--recipe", recipe, option, OPTIONS[option])
         assert line == f"error: {option} does nothing here (--recipe is a calibration already); leave it out"
 
-    @pytest.mark.xfail(reason="data that only --keep auto reads is dropped without a word")
-    @pytest.mark.parametrize("precision", ["int4", "int8"])
-    def test_data_that_nothing_reads(
-        self, refused: Refused, gqa: Path, recipe: Path, data: Path, precision: str
-    ) -> None:
-        given = ["--recipe", recipe] if precision == "int8" else []
-        line = refused("--config", gqa, "--precision", precision, *given, "--calibration-data", data, "--no-validate")
-        assert line.startswith("error: --calibration-data does nothing here")
+    @pytest.mark.parametrize("precision", ["int8", "fp8"])
+    def test_data_beside_a_recipe(self, refused: Refused, gqa: Path, recipe: Path, data: Path, precision: str) -> None:
+        line = refused("--config", gqa, "--precision", precision, "--recipe", recipe, "--calibration-data", data)
+        assert line == "error: --calibration-data does nothing here (--recipe is a calibration already); leave it out"
+
+    def test_data_for_weights_alone_is_read_and_said_to_be_of_no_use(self, run: Run, gqa: Path, data: Path) -> None:
+        outcome = run("--config", gqa, "--precision", "int4", "--calibration-data", data, "--no-validate")
+        assert outcome.code == 0
+        assert "int4 quantises weights only: the calibration data is of use for --keep auto alone" in outcome.err
 
 
 class TestValuesThatMeanNothing:
@@ -162,9 +163,6 @@ class TestValuesThatMeanNothing:
         line = refused("--config", gqa, "--precision", precision, "--keep", keep, *calibration, *form)
         assert line.startswith(f"error: --keep {keep.split(',')[-1]!r} names no layer; layers are: head, prelude.0.")
 
-    @pytest.mark.xfail(
-        reason="the pass that has nothing to do raises what is taken for a defect of ours", raises=RuntimeError
-    )
     @pytest.mark.parametrize("form", [["--dry-run"], ["--no-validate"]], ids=["dry run", "export"])
     def test_all_layers_to_keep(self, refused: Refused, gqa: Path, form: list[str]) -> None:
         assert "--keep" in refused("--config", gqa, "--precision", "int4", "--keep", "*", *form)
