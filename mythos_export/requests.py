@@ -186,9 +186,9 @@ def _kept(keep: str | None) -> tuple[tuple[str, ...], float | None]:
     return tuple(part for part in parts if part not in automatic), budget
 
 
-def default_name(model: str, attn: str | None, precision: str) -> str:
-    """Folder name of a bundle."""
-    return "-".join(filter(None, ("mythos", model, attn, precision)))
+def default_name(model: str, attn: str | None, target: str, precision: str) -> str:
+    """Folder name of a bundle; the target is in it where it is not the usual one."""
+    return "-".join(filter(None, ("mythos", model, attn, target if target != "portable" else None, precision)))
 
 
 def find_tokenizer(checkpoint: Path | None) -> Path | None:

@@ -70,7 +70,7 @@ def run(options: Options) -> None:
         keep=options.keep,
     )
     name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
-    name = default_name(name, options.attn, options.precision)
+    name = default_name(name, options.attn, options.target, options.precision)
     request = ExportRequest(
         name=name,
         config=config,

@@ -10,6 +10,7 @@ import torch
 from mythos_export.bundle import Bundle, ParitySummary
 from mythos_export.pipeline import ExportRequest, ParityFailed, export, spectral_radius
 from mythos_export.progress import Reporter
+from mythos_export.requests import default_name
 from reference_model.checkpoint import CheckpointError, SeededWeights
 from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
@@ -76,3 +77,17 @@ def test_a_bundle_that_fails_its_proof_is_not_kept(mla_config: MythosConfig, tmp
     with pytest.raises(ParityFailed, match=r"does not compute what PyTorch computes: it is wrong \(and 1 more\)"):
         export(request(mla_config, tmp_path / "x", SeededWeights(mla_config, 0)), Reporter(quiet=True), disprove)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("1b", None, "portable", "fp32"), "mythos-1b-fp32"),
+        (("1b", "gqa", "portable", "int8"), "mythos-1b-gqa-int8"),
+        (("nano", None, "tensorrt", "int8"), "mythos-nano-tensorrt-int8"),
+    ],
+)
+def test_bundles_of_different_targets_do_not_share_a_name(
+    arguments: tuple[str, str | None, str, str], name: str
+) -> None:
+    assert default_name(*arguments) == name
