@@ -153,8 +153,15 @@ class TestValuesThatMeanNothing:
         precision = [] if "--precision" in arguments else ["--precision", "int8"]
         assert complaint in refused("--config", gqa, *precision, *arguments)
 
-    @pytest.mark.parametrize("precision", ["int8", "int4"])
-    @pytest.mark.parametrize("keep", ["coda.9.*", "head,nothing", "recurrent.block.ffn.router", "embed.weight"])
+    @pytest.mark.parametrize(
+        ("precision", "keep"),
+        [
+            ("int8", "coda.9.*"),
+            ("int4", "head,nothing"),
+            ("int4", "recurrent.block.ffn.router"),
+            ("int4", "embed.weight"),
+        ],
+    )
     @pytest.mark.parametrize("form", [["--dry-run"], ["--no-validate"]], ids=["dry run", "export"])
     def test_layers_to_keep_that_there_are_not(
         self, refused: Refused, gqa: Path, data: Path, precision: str, keep: str, form: list[str]

@@ -23,6 +23,7 @@ from reference_model import nano
 from reference_model.config import MythosConfig
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+pytestmark = pytest.mark.dear  # seconds for each engine, minutes for all of them
 
 MakeBundle = Callable[..., Bundle]
 ROOT = Path(__file__).parents[3]
