@@ -138,7 +138,7 @@ def test_layers_to_keep_stay_float(mla_config: MythosConfig) -> None:
 
 
 def test_nothing_to_do_is_an_error(mla_config: MythosConfig) -> None:
-    with pytest.raises(PassDidNothing, match="every linear layer is kept"):
+    with pytest.raises(PassDidNothing, match="--keep names every layer"):
         quantized(graph_of(mla_config, {"coda.0.ffn.down": 85}), "coda.0.ffn.down", "head", EMBEDDING)
 
 
