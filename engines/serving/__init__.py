@@ -1,0 +1,1 @@
+"""Continuous batching: many requests, of different depths and lengths, through one engine."""

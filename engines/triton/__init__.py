@@ -1,0 +1,1 @@
+"""Triton Inference Server: writes model repositories, starts servers, and is what runs inside them."""
