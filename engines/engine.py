@@ -18,7 +18,7 @@ from engines.sampling import Sampler, Sampling
 from engines.text import Tokenizer
 from mythos_export.bundle import Bundle, GraphFile, TensorSpec
 
-__all__ = ["Engine", "Signature"]
+__all__ = ["Engine", "Plan", "Signature"]
 
 _DEFAULT_NEW_TOKENS = 128
 
@@ -28,6 +28,14 @@ class Signature(NamedTuple):
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+
+
+class Plan(NamedTuple):
+    """What a generation comes to, once checked."""
+
+    prompts: Prompts
+    depths: NDArray[np.int64]  # [batch]
+    max_new_tokens: int
 
 
 class Engine(ABC):
@@ -148,9 +156,8 @@ class Engine(ABC):
         Raises:
             EngineError: a bad prompt, depth or option, or more tokens than `max_seq_len`.
         """
-        prompts, depths = self._read(ids, loops, attention_mask)
+        prompts, depths, count = self.plan(ids, loops, max_new_tokens=max_new_tokens, attention_mask=attention_mask)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        count = self._count(prompts, max_new_tokens)
         stops = Stops(stop, len(depths), self.manifest.limits.vocab_size)
         chunk = _chunk(prefill_chunk)
 
@@ -162,6 +169,38 @@ class Engine(ABC):
 
         return tokens()
 
+    def plan(
+        self, ids: Ids, loops: Loops | None = None, *, max_new_tokens: int | None = None, attention_mask: Any = None
+    ) -> Plan:
+        """Check what is asked of `generate`, and settle what was left open; runs and loads nothing.
+
+        Raises:
+            EngineError: a bad prompt or depth, or more tokens than `max_seq_len`.
+        """
+        prompts, depths = self._read(ids, loops, attention_mask)
+        return Plan(prompts, depths, self._count(prompts, max_new_tokens))
+
+    def cached_loops(self, loops: int) -> int:
+        """Depths that the cache of a batch holds whose deepest sequence has `loops`.
+
+        Raises:
+            EngineError: no graph has them.
+        """
+        graph = self._pick(np.array([loops]))
+        return loops if graph.loops == "dynamic" else graph.loops
+
+    def graph(self, depths: NDArray[np.int64]) -> Graph:
+        """The graph for a batch of these depths, loaded when first needed.
+
+        Raises:
+            EngineError: none has them, or it cannot be loaded.
+        """
+        file = self._pick(depths)
+        with self._lock:
+            if file.file not in self._graphs:
+                self._graphs[file.file] = self.load_graph(file)
+            return self._graphs[file.file]
+
     def _read(self, ids: Ids, loops: Loops | None, attention_mask: Any) -> tuple[Prompts, NDArray[np.int64]]:
         prompts = read_prompts(ids, attention_mask, self.manifest.limits)
         depths = read_loops(self.default_loops if loops is None else loops, len(prompts.ids))
@@ -170,12 +209,12 @@ class Engine(ABC):
 
     def _forward(self, output: str, ids: Ids, loops: Loops | None, attention_mask: Any, keep: int) -> NDArray[Any]:
         prompts, depths = self._read(ids, loops, attention_mask)
-        running = RunningBatch(self._graph(depths), self.manifest, depths, capacity=0)
+        running = RunningBatch(self.graph(depths), self.manifest, depths, capacity=0)
         result = running.peek(prompts, output, keep)
         return result[0] if prompts.single else result
 
     def _prefill(self, prompts: Prompts, depths: NDArray[np.int64], capacity: int, chunk: int | None) -> RunningBatch:
-        running = RunningBatch(self._graph(depths), self.manifest, depths, capacity)
+        running = RunningBatch(self.graph(depths), self.manifest, depths, capacity)
         for part in prompts.chunks(chunk):
             running.extend(part)
         return running
@@ -193,14 +232,6 @@ class Engine(ABC):
                 f"max_seq_len {limit}; ask for at most {room}"
             )
         return int(max_new_tokens)
-
-    def _graph(self, depths: NDArray[np.int64]) -> Graph:
-        """The graph for these depths, loaded when first needed."""
-        file = self._pick(depths)
-        with self._lock:
-            if file.file not in self._graphs:
-                self._graphs[file.file] = self.load_graph(file)
-            return self._graphs[file.file]
 
     def _pick(self, depths: NDArray[np.int64]) -> GraphFile:
         """Unrolled to exactly the depth, else the Loop, else unrolled deeper (exact too: it freezes)."""

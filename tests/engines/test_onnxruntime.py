@@ -144,7 +144,7 @@ class TestErrors:
 
     def test_a_run_that_fails(self, toy: MakeToy, capfd: pytest.CaptureFixture[str]) -> None:
         engine = OnnxRuntimeEngine(toy())
-        graph = engine._graph(np.array([1]))
+        graph = engine.graph(np.array([1]))
         with pytest.raises(EngineError, match=r"model-dynamic.onnx: ONNX Runtime failed: ") as raised:
             graph.run({"input_ids": np.zeros((1, 1), np.int64)}, ["logits"])
         assert "\n" not in str(raised.value)

@@ -237,7 +237,7 @@ def test_the_right_engine_for_a_depth(make_bundle, mla_config, copy_of) -> None:
     bundle = copy_of(make_bundle(mla_config, target="tensorrt", loops="2,3").path)
     write_engines(bundle)
     engine = TensorRtEngine(bundle, cuda=HostCuda())
-    assert [engine._graph(np.array([depth]))._name for depth in (2, 3, 4)] == [
+    assert [engine.graph(np.array([depth]))._name for depth in (2, 3, 4)] == [
         "sm89.model.loops2.plan",
         "sm89.model.loops3.plan",
         "sm89.model.plan",

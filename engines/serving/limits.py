@@ -1,0 +1,48 @@
+"""What a scheduler takes on at a time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from engines.prompts import check_count
+
+__all__ = ["ServingLimits"]
+
+_SHARE = 4  # of the machine's memory: the weights, the runtime and others want the rest
+_UNKNOWN = 1 << 30  # bytes, where the machine does not say what it has
+
+
+@dataclass(frozen=True)
+class ServingLimits:
+    """Bounds of a `Scheduler`.
+
+    Raises:
+        EngineError: a value that is not a positive integer.
+    """
+
+    max_batch: int = 16  # requests under way, those whose prompt is being read included
+    max_queue: int = 128  # requests that wait; the next one is refused
+    max_loops: int | None = None  # None: four times the model's own depth
+    prefill_chunk: int = 256  # prompt tokens in one call, so the longest that others wait
+    cache_bytes: int | None = None  # for all caches; None: a quarter of this machine's memory
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_queue", "prefill_chunk"):
+            check_count(name, getattr(self, name))
+        for name in ("max_loops", "cache_bytes"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+
+    @property
+    def memory(self) -> int:
+        """Bytes for all caches."""
+        return _machine_memory() // _SHARE if self.cache_bytes is None else self.cache_bytes
+
+
+def _machine_memory() -> int:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # no such system, or one that does not know
+        size = 0
+    return size if size > 0 else _SHARE * _UNKNOWN
