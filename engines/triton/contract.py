@@ -20,7 +20,7 @@ class Port(NamedTuple):
 GENERATOR_INPUTS = (
     Port("text_input", "TYPE_STRING", (1,)),
     Port("input_ids", "TYPE_INT64", (-1,)),
-    Port("n_loops", "TYPE_INT32", (1,)),
+    Port("n_loops", "TYPE_INT64", (1,)),
     Port("max_tokens", "TYPE_INT32", (1,)),
     Port("stream", "TYPE_BOOL", (1,)),
     Port("temperature", "TYPE_FP32", (1,)),
@@ -29,6 +29,11 @@ GENERATOR_INPUTS = (
     Port("seed", "TYPE_UINT64", (1,)),
     Port("stop_words", "TYPE_STRING", (-1,)),
     Port("end_id", "TYPE_INT32", (1,)),
+    # sent by clients whether or not they mean anything; taken as long as they do not
+    Port("bad_words", "TYPE_STRING", (-1,)),
+    Port("pad_id", "TYPE_INT32", (1,)),
+    Port("frequency_penalty", "TYPE_FP32", (1,)),
+    Port("presence_penalty", "TYPE_FP32", (1,)),
     Port("return_num_input_tokens", "TYPE_BOOL", (1,)),
     Port("return_num_output_tokens", "TYPE_BOOL", (1,)),
 )

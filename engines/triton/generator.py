@@ -1,0 +1,119 @@
+"""The generator as Triton's Python backend runs it: `model.py` of a repository imports it from here.
+
+Requests of any depth and length share one batch (`engines.serving`); each is answered as a stream of responses or
+as one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+import engines
+from engines.engine import Engine
+from engines.errors import EngineError
+from engines.serving.limits import ServingLimits
+from engines.serving.request import Request
+from engines.serving.scheduler import QueueFull, Scheduler
+from engines.triton.contract import GENERATOR_INPUTS, SETTINGS
+from engines.triton.metrics import Metrics
+from engines.triton.options import Options, read_options
+from engines.triton.replies import Cancellations, Outbox
+from engines.triton.reply import Reply
+
+__all__ = ["TritonPythonModel"]
+
+_INPUTS = [port.name for port in GENERATOR_INPUTS]
+_LONGEST_TOKEN = 128  # characters; a text of more than this per token of max_seq_len is refused before it is encoded
+
+
+class TritonPythonModel:
+    """Answers requests from one engine; the class name and its methods are Triton's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the bundle beside `model.py`.
+
+        Raises:
+            EngineError, BundleError: it cannot be served here; Triton reports the message.
+        """
+        settings = _settings(json.loads(args["model_config"]))
+        threads = settings.pop("threads", None)
+        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        self._engine: Engine = engines.load(bundle, threads=threads, spinning=False)
+        self._has_text = "tokenizer.json" in self._engine.manifest.files
+        self._scheduler = Scheduler(self._engine, ServingLimits(**settings))
+        self._metrics = Metrics(args["model_name"])
+        self._outbox = Outbox()
+        self._cancellations = Cancellations(after_round=lambda: self._metrics.show(self._scheduler.stats))
+        self._scheduler.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Take requests in; their answers follow by their response senders."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except QueueFull as error:
+                _refuse(sender, str(error), pb_utils.TritonError.UNAVAILABLE)
+            except EngineError as error:
+                _refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+
+    def finalize(self) -> None:
+        """End what is under way, with an error for each."""
+        self._scheduler.close()
+        self._cancellations.close()
+        self._outbox.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        options = read_options(_tensors(request), request.parameters())
+        work = Request(
+            ids=self._ids(options),
+            loops=options.loops,
+            max_new_tokens=options.max_new_tokens,
+            sampling=options.sampling,
+            stop=() if options.end_id is None else options.end_id,
+        )
+        tokenizer = self._engine.tokenizer if self._has_text else None
+        if options.stop_words and tokenizer is None:
+            raise EngineError("this bundle has no tokenizer, so no stop_words; give end_id")
+        reply = Reply(sender, options, len(work.ids), tokenizer, self._outbox, self._cancellations)
+        self._cancellations.watch(sender, reply.cancel)
+        try:
+            self._scheduler.submit(work, reply)
+        except EngineError:
+            self._cancellations.forget(sender)
+            raise
+
+    def _ids(self, options: Options) -> list[int]:
+        if options.text is None:
+            return options.ids or []
+        if not self._has_text:
+            raise EngineError("this bundle has no tokenizer; give input_ids in place of text_input")
+        if len(options.text) > _LONGEST_TOKEN * self._engine.manifest.limits.max_seq_len:
+            raise EngineError(f"text_input of {len(options.text)} characters cannot fit max_seq_len; shorten it")
+        return self._engine.tokenizer.encode(options.text)
+
+
+def _tensors(request: Any) -> dict[str, Any]:
+    found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in _INPUTS}
+    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, int]:
+    values = {}
+    for name in SETTINGS:
+        text = config["parameters"].get(name, {}).get("string_value", "")
+        if not text:
+            continue
+        if not text.isascii() or not text.isdigit():
+            raise EngineError(f"parameter {name} of config.pbtxt is {text!r}; it must be an integer")
+        values[name] = int(text)
+    return values
+
+
+def _refuse(sender: Any, message: str, code: int) -> None:
+    error = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    sender.send(error, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

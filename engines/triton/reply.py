@@ -1,0 +1,110 @@
+"""The answer to one request: tokens become text and responses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from engines.text import Tokenizer
+from engines.triton.options import Options
+from engines.triton.replies import Cancellations, Outbox
+from engines.triton.stop_words import StopWords
+
+__all__ = ["Reply"]
+
+
+class Reply:
+    """Listens to one sequence of `engines.serving` (a `Listener`), and answers its client.
+
+    A response holds what is new since the last one. Of a stop word the text is left out and the tokens are not.
+    """
+
+    def __init__(
+        self,
+        sender: Any,
+        options: Options,
+        prompt_tokens: int,
+        tokenizer: Tokenizer | None,
+        outbox: Outbox,
+        cancellations: Cancellations,
+    ) -> None:
+        self._sender, self._options, self._prompt_tokens = sender, options, prompt_tokens
+        self._outbox, self._cancellations = outbox, cancellations
+        self._text = tokenizer.stream() if tokenizer else None
+        self._stop_words = StopWords(options.stop_words)
+        self._cancelled = False
+        self._tokens: list[int] = []  # since the last response, as are the next two
+        self._depths: list[int] = []
+        self._pieces: list[str] = []
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        self._cancelled = True
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+        return self._cancelled
+
+    def on_token(self, token: int, halting_depth: int) -> bool:
+        """Take a token; False if a stop word is complete."""
+        self._tokens.append(token)
+        self._depths.append(halting_depth)
+        if self._text is not None:
+            self._pieces.append(self._stop_words.push(self._text.push(token)))
+        if self._options.stream and not self._stop_words.reached:
+            self._respond("")
+        return not self._stop_words.reached
+
+    def on_finish(self, reason: str) -> None:
+        """Send the rest, and what ended it."""
+        if reason == "cancelled":
+            self._fail("the request was cancelled, or the model is being unloaded", pb_utils.TritonError.CANCELLED)
+            return
+        if self._text is not None and not self._stop_words.reached:
+            self._pieces.append(self._stop_words.push(self._text.finish()))
+            self._pieces.append(self._stop_words.finish())
+        self._respond(reason)
+        self._end()
+
+    def on_error(self, message: str) -> None:
+        """Send an error in place of the rest."""
+        self._fail(message, pb_utils.TritonError.INTERNAL)
+
+    def _respond(self, reason: str) -> None:
+        tensors = [
+            _text("text_output", "".join(self._pieces)),
+            _integers("output_ids", self._tokens, np.int64),
+            _text("finish_reason", reason),
+            _integers("halting_depth", self._depths, np.int64),
+        ]
+        if self._options.count_input:
+            tensors.append(_integers("num_input_tokens", [self._prompt_tokens], np.int32))
+        if self._options.count_output:
+            tensors.append(_integers("num_output_tokens", [len(self._tokens)], np.int32))
+        self._tokens, self._depths, self._pieces = [], [], []
+        response = pb_utils.InferenceResponse(tensors)
+        self._outbox.put(lambda: self._send(response, final=bool(reason)))
+
+    def _fail(self, message: str, code: int) -> None:
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+        self._outbox.put(lambda: self._send(response, final=True))
+        self._end()
+
+    def _end(self) -> None:
+        self._cancellations.forget(self._sender)
+
+    def _send(self, response: Any, *, final: bool) -> None:
+        try:
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        except pb_utils.TritonModelException:  # nobody takes it any more
+            self._cancelled = True
+
+
+def _text(name: str, value: str) -> Any:
+    return pb_utils.Tensor(name, np.array([[value.encode()]], np.object_))
+
+
+def _integers(name: str, values: list[int], dtype: Any) -> Any:
+    return pb_utils.Tensor(name, np.array([values], dtype))

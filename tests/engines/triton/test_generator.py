@@ -1,0 +1,262 @@
+"""The generator model, driven as Triton's Python backend drives it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_triton
+import numpy as np
+import pytest
+
+import engines
+from mythos_export.bundle import Bundle
+
+WORDS = [f"w{index}" for index in range(16)]
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordLevel", "vocab": {word: index for index, word in enumerate(WORDS)}, "unk_token": "w0"},
+}
+
+
+class Harness:
+    """A loaded generator, and requests to it."""
+
+    def __init__(self, model: Any, engine: engines.Engine) -> None:
+        self.model, self.engine = model, engine
+
+    def send(self, parameters: dict[str, Any] | None = None, **tensors: Any) -> fake_triton.Sender:
+        arrays = {name: np.asarray(value)[None] for name, value in tensors.items()}
+        request = fake_triton.Request(arrays, parameters or {})
+        assert self.model.execute([request]) is None
+        return request.sender
+
+    def answer(self, parameters: dict[str, Any] | None = None, **tensors: Any) -> list[fake_triton.Response]:
+        return self.send(parameters, **tensors).wait()
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module under a stand-in for Triton's."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_triton.module())
+    names = [f"engines.triton.{name}" for name in ("reply", "metrics", "generator")]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("engines.triton.generator")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def load(generator: Any, tmp_path: Path) -> Iterator[Callable[..., Harness]]:
+    """Load a bundle as Triton would: `load(bundle, max_batch="4")`."""
+    loaded: list[Any] = []
+
+    def make(bundle: Bundle, **settings: str) -> Harness:
+        folder = tmp_path / f"model-{len(loaded)}" / "1" / "bundle"
+        shutil.copytree(bundle.path, folder)
+        config = {"parameters": {name: {"string_value": value} for name, value in settings.items()}}
+        model = generator.TritonPythonModel()
+        repository = str(folder.parent.parent)
+        model.initialize(
+            {
+                "model_config": json.dumps(config),
+                "model_repository": repository,
+                "model_version": "1",
+                "model_name": "toy",
+            }
+        )
+        loaded.append(model)
+        return Harness(model, engines.load(bundle.path, threads=1))
+
+    yield make
+    for model in loaded:
+        model.finalize()
+
+
+@pytest.fixture
+def harness(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> Harness:
+    """The toy model with a tokenizer of sixteen words."""
+    return load(toy(files={"tokenizer.json": json.dumps(TOKENIZER)}), threads="1")
+
+
+def ids_of(responses: list[fake_triton.Response]) -> list[int]:
+    return np.concatenate([response.tensors["output_ids"][0] for response in responses]).tolist()
+
+
+def text_of(responses: list[fake_triton.Response]) -> str:
+    return b"".join(response.tensors["text_output"][0, 0] for response in responses).decode()
+
+
+def reason_of(responses: list[fake_triton.Response]) -> str:
+    reasons = [response.tensors["finish_reason"][0, 0].decode() for response in responses]
+    assert not any(reasons[:-1])
+    return reasons[-1]
+
+
+def refusal(responses: list[fake_triton.Response]) -> tuple[str, str]:
+    assert len(responses) == 1 and responses[0].error is not None
+    return responses[0].error.message, responses[0].error.code
+
+
+@pytest.mark.parametrize("loops", [1, 3, 5])
+def test_one_response_holds_it_all(harness: Harness, loops: int) -> None:
+    responses = harness.answer(input_ids=[1, 2, 3], n_loops=[loops], max_tokens=[6])
+    expected = list(harness.engine.generate([1, 2, 3], loops, max_new_tokens=6))
+    assert len(responses) == 1 and ids_of(responses) == expected
+    assert text_of(responses).split() == [WORDS[token] for token in expected]
+    assert reason_of(responses) == "length"
+    # the toy halts a token at its id + 1, if its depth lets it
+    fed = [3, *expected[:-1]]
+    assert responses[0].tensors["halting_depth"].tolist() == [[min(loops, token + 1) for token in fed]]
+    assert not {"num_input_tokens", "num_output_tokens"} & responses[0].tensors.keys()
+
+
+def test_a_stream_gives_each_token_by_itself(harness: Harness) -> None:
+    responses = harness.answer(
+        text_input=[b"w1 w2"],
+        max_tokens=[5],
+        stream=[True],
+        return_num_input_tokens=[True],
+        return_num_output_tokens=[True],
+    )
+    whole = harness.answer(text_input=[b"w1 w2"], max_tokens=[5])
+    assert [response.tensors["output_ids"].size for response in responses] == [1, 1, 1, 1, 1, 0]
+    assert ids_of(responses) == ids_of(whole) and text_of(responses) == text_of(whole)
+    assert reason_of(responses) == reason_of(whole) == "length"
+    assert [response.tensors["num_output_tokens"].item() for response in responses] == [1, 1, 1, 1, 1, 0]
+    assert {response.tensors["num_input_tokens"].item() for response in responses} == {2}
+
+
+def test_an_end_id_is_the_last_token(harness: Harness) -> None:
+    free = list(harness.engine.generate([1, 2], 2, max_new_tokens=8))
+    responses = harness.answer(input_ids=[1, 2], n_loops=[2], max_tokens=[8], end_id=[free[3]])
+    assert ids_of(responses) == free[: free.index(free[3]) + 1] and reason_of(responses) == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_word_is_left_out_of_the_text(harness: Harness, stream: bool) -> None:
+    free = list(harness.engine.generate([1, 2], 2, max_new_tokens=8))
+    text = text_of(harness.answer(input_ids=[1, 2], n_loops=[2], max_tokens=[8]))
+    stop = " ".join(WORDS[token] for token in free[2:4])
+    responses = harness.answer(
+        input_ids=[1, 2], n_loops=[2], max_tokens=[8], stop_words=[stop.encode()], stream=[stream]
+    )
+    assert text_of(responses) == text[: text.index(stop)]
+    shortest = next(count for count in range(9) if stop in " ".join(WORDS[token] for token in free[:count]))
+    assert ids_of(responses) == free[:shortest] and reason_of(responses) == "stop"
+
+
+def test_sampling_draws_as_alone(harness: Harness) -> None:
+    options = {"temperature": 3.0, "top_k": 5, "seed": 11}
+    expected = list(harness.engine.generate([4], 2, max_new_tokens=10, **options))
+    senders = [harness.send({**options, "n_loops": 2, "max_tokens": 10}, input_ids=[4]) for _ in range(3)]
+    assert [ids_of(sender.wait()) for sender in senders] == [expected] * 3
+
+
+def test_many_at_once(harness: Harness) -> None:
+    cases = [([1 + index % 7] * (1 + index % 5), 1 + index % 6, 1 + index % 9) for index in range(40)]
+    senders = [harness.send(input_ids=ids, n_loops=[loops], max_tokens=[count]) for ids, loops, count in cases]
+    for (ids, loops, count), sender in zip(cases, senders):
+        assert ids_of(sender.wait()) == list(harness.engine.generate(ids, loops, max_new_tokens=count))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tensors", "message"),
+    [
+        ({}, {"input_ids": [16]}, "token id 16"),
+        ({}, {"input_ids": [-1]}, "token id -1"),
+        ({}, {"input_ids": np.zeros(0, np.int64)}, "the prompt is empty"),
+        ({}, {"text_input": [b""]}, "the prompt is empty"),
+        ({}, {"input_ids": [1] * 65}, "65 tokens, more than max_seq_len 64"),
+        ({}, {"text_input": [b"w1 " * 5000]}, "text_input of 15000 characters cannot fit"),
+        ({}, {"input_ids": [1], "max_tokens": [64]}, "exceed max_seq_len 64; ask for at most 63"),
+        ({}, {"input_ids": [1], "max_tokens": [0]}, "max_new_tokens is 0"),
+        ({}, {"input_ids": [1], "n_loops": [0]}, "loops is 0"),
+        ({}, {"input_ids": [1], "n_loops": [10**9]}, "loops is 1000000000"),
+        ({}, {"input_ids": [1], "end_id": [99]}, "99"),
+        ({"n_lops": 3}, {"input_ids": [1]}, "parameter 'n_lops' is unknown"),
+        ({}, {}, "give either text_input or input_ids"),
+    ],
+)
+def test_a_bad_request_is_refused_and_the_next_one_served(
+    harness: Harness, parameters: dict[str, Any], tensors: dict[str, Any], message: str
+) -> None:
+    text, code = refusal(harness.answer(parameters, **tensors))
+    assert message in text and code == "invalid"
+    assert len(ids_of(harness.answer(input_ids=[1], max_tokens=[2]))) == 2
+
+
+def test_without_a_tokenizer_it_speaks_ids(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
+    harness = load(toy())
+    responses = harness.answer(input_ids=[1], max_tokens=[3])
+    assert len(ids_of(responses)) == 3 and text_of(responses) == ""
+    assert "no tokenizer; give input_ids" in refusal(harness.answer(text_input=[b"x"]))[0]
+    assert "no stop_words; give end_id" in refusal(harness.answer(input_ids=[1], stop_words=[b"x"]))[0]
+
+
+def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
+    harness = load(toy(), max_batch="1", max_queue="1")
+    senders = [harness.send(input_ids=[1], max_tokens=[60]) for _ in range(8)]
+    answers = [sender.wait() for sender in senders]
+    errors = [responses[0].error for responses in answers if responses[0].error]
+    assert errors and all(error.code == "unavailable" and "queue is full" in error.message for error in errors)
+    served = [ids_of(responses) for responses in answers if not responses[0].error]
+    assert served and all(ids == list(harness.engine.generate([1], max_new_tokens=60)) for ids in served)
+
+
+def test_a_client_that_goes_away_frees_its_place(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
+    harness = load(toy(), max_batch="1")
+    gone = harness.send(input_ids=[1], max_tokens=[60], n_loops=[6])
+    gone.cancelled = True
+    assert len(ids_of(harness.answer(input_ids=[2], max_tokens=[3]))) == 3
+    responses = gone.wait()
+    assert responses[-1].error is None or responses[-1].error.code == "cancelled"
+    assert harness.model._scheduler.stats.running == harness.model._scheduler.stats.cache_bytes == 0
+
+
+def test_a_closed_connection_harms_nobody(harness: Harness) -> None:
+    broken = harness.send(input_ids=[1], max_tokens=[40], stream=[True])
+    broken.broken = True
+    assert len(ids_of(harness.answer(input_ids=[2], max_tokens=[20]))) == 20
+
+
+def test_unloading_answers_everybody(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
+    harness = load(toy(), max_batch="2")
+    senders = [harness.send(input_ids=[1], max_tokens=[60]) for _ in range(6)]
+    harness.model.finalize()
+    for sender in senders:
+        last = sender.wait()[-1]
+        assert last.error is None or (last.error.code == "cancelled" and "unloaded" in last.error.message)
+
+
+def test_metrics_count(harness: Harness) -> None:
+    for count in (3, 4):
+        harness.answer(input_ids=[1, 2], max_tokens=[count])
+    stats = harness.model._scheduler.stats
+    harness.model._metrics.show(stats)
+    shown = {name: metric.value for name, metric in harness.model._metrics._metrics.items()}
+    assert shown["tokens"] == 7 and shown["prompt_tokens"] == 4 and shown["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch": "many"}, "parameter max_batch of config.pbtxt is 'many'; it must be an integer"),
+        ({"max_batch": "0"}, "max_batch is 0"),
+        ({"threads": "0"}, "threads is 0"),
+        ({"cache_bytes": "-1"}, "'-1'; it must be an integer"),
+    ],
+)
+def test_bad_settings_are_refused_when_it_loads(
+    load: Callable[..., Harness], toy: Callable[..., Bundle], settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(engines.EngineError, match=message):
+        load(toy(), **settings)
