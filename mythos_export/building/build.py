@@ -202,7 +202,16 @@ def _parse(job: _Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         raise BuildFailed(_refusals(job, parser))
+    _widen_scalars(network)
     return network, parser
+
+
+def _widen_scalars(network: Any) -> None:
+    """`logits_to_keep` as a list of one: Triton has no scalars, and the graph begins by making it one."""
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if not len(tensor.shape):
+            tensor.shape = (1,)
 
 
 def _refusals(job: _Job, parser: Any) -> str:

@@ -1,0 +1,181 @@
+"""A KServe InferenceService over a repository: what Kubernetes is asked to run.
+
+KServe copies the whole of `storageUri` to /mnt/models and starts Triton there, so one service has every model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from engines.errors import EngineError
+from engines.triton.config import parse_config
+from engines.triton.record import RECORD, Entry, Record, read_record
+
+__all__ = ["check_service", "inference_service"]
+
+# What KServe's storage initialiser takes.
+_SCHEMES = (
+    *("gs://", "s3://", "pvc://", "file://", "https://", "http://", "hdfs://", "webhdfs://"),
+    *("oci://", "oci+native://", "oci+fetch://", "hf://"),
+)
+_MAX_NAME = 63 - len("-predictor")  # a label of the domain name system, as the service within has it
+_GIB = 1 << 30
+_LOADED = 1.25  # of a model's files, what it takes in memory: ONNX Runtime packs weights anew
+_SERVER = 2 * _GIB  # Triton itself, a Python process for each model
+_USUAL_BATCH, _USUAL_THREADS = 16, 2
+_READ = ("cache_bytes", "max_batch", "threads")
+_COUNT = re.compile(r"[0-9]{1,19}")
+
+_SERVICE = """\
+# The InferenceService over a repository of mythos-export. Upload the repository to storageUri, then: kubectl apply -f
+# It scales by what the generators themselves report, which takes KEDA and its OpenTelemetry add-on in the cluster.
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: {quoted}
+  annotations:
+    serving.kserve.io/deploymentMode: Standard
+    serving.kserve.io/autoscalerClass: keda
+    sidecar.opentelemetry.io/inject: {name}-predictor
+    prometheus.kserve.io/port: "8002"
+spec:
+  predictor:
+    minReplicas: 1
+    maxReplicas: 4
+    autoScaling:
+      metrics:
+{metrics}
+    model:
+      modelFormat:
+        name: triton
+        version: "2"
+      protocolVersion: v2
+      # The image must have what requirements.txt of each model lists; README.md says how to make one.
+      # image: registry/tritonserver-mythos:tag
+      storageUri: {uri}
+      resources:
+        requests:
+{resources}
+        limits:
+{resources}
+"""
+
+_METRIC = """\
+        - type: PodMetric
+          podmetric:
+            metric:
+              backend: opentelemetry
+              metricNames: [{metric}]
+              query: {metric}
+            target:
+              type: Value
+              value: "{target}"
+"""
+
+
+def inference_service(repository: Path, *, storage_uri: str) -> str:
+    """The YAML of a service over a repository that `write_repository` has made.
+
+    Memory is what the models' files and caches take, so every generator must have its `cache_bytes`: by itself it
+    would take a share of the whole machine's.
+
+    Args:
+        storage_uri: where the repository will lie.
+
+    Raises:
+        EngineError: not a repository of ours, a URI that KServe does not take, a generator without `cache_bytes`.
+    """
+    _check_storage_uri(storage_uri)
+    record = read_record(repository)
+    settings = [_settings(repository, entry) for entry in record.entries]
+    batch = sum(each.get("max_batch", _USUAL_BATCH) for each in settings)
+    cache = sum(each["cache_bytes"] for each in settings)
+    name = _service_name(record.entries[0].generator)
+    return _SERVICE.format(
+        name=name,
+        quoted=json.dumps(name),  # some words are no strings to YAML
+        uri=json.dumps(storage_uri),
+        metrics=_metrics(batch),
+        resources=_indented(_resources(repository, record, settings, cache), 10),
+    )
+
+
+def check_service(repository: Path, generator: str, *, storage_uri: str) -> None:
+    """Whatever of `inference_service` can be refused before a generator is written.
+
+    Raises:
+        EngineError: as there, of the URI, the name, or the generators that the repository has besides.
+    """
+    _check_storage_uri(storage_uri)
+    _service_name(generator)
+    if not (repository / RECORD).is_file():
+        return
+    for entry in read_record(repository).entries:
+        if entry.generator != generator:
+            _service_name(entry.generator)
+            _settings(repository, entry)
+
+
+def _service_name(model: str) -> str:
+    """A model's name as Kubernetes takes it."""
+    name = re.sub(r"[^a-z0-9]+", "-", model.lower()).lstrip("-0123456789")[:_MAX_NAME].strip("-")
+    if not name:
+        raise EngineError(f"{model[:100]!r} makes no name for Kubernetes; pass --name with a letter in it")
+    return name
+
+
+def _check_storage_uri(uri: str) -> None:
+    if not uri.startswith(_SCHEMES) or uri in _SCHEMES:
+        raise EngineError(f"--storage-uri is {uri[:120]!r}; KServe takes {', '.join(_SCHEMES)}")
+    if not uri.isascii() or not uri.isprintable() or any(letter in " \"'\\<>^`{|}" for letter in uri):
+        raise EngineError(f"--storage-uri is {uri[:120]!r}; write other characters than a URI's as %XX")
+
+
+def _settings(repository: Path, entry: Entry) -> dict[str, int]:
+    """Of a generator, those that decide what a pod needs."""
+    path = repository / entry.generator / "config.pbtxt"
+    try:
+        config = parse_config(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path}: cannot be read; write {entry.generator} again with --force") from error
+    settings = {key: value.string_value for key, value in config.parameters.items()}
+    if "cache_bytes" not in settings:
+        raise EngineError(
+            f"{path}: has no cache_bytes, and a pod's memory must hold the caches; write {entry.generator} with "
+            "--cache-bytes, such as 4000000000"
+        )
+    wrong = [key for key in _READ if not _COUNT.fullmatch(settings.get(key, "1"))]
+    if wrong:
+        raise EngineError(f"{path}: {wrong[0]} is no number; write {entry.generator} again with --force")
+    return {key: int(settings[key]) for key in _READ if key in settings}
+
+
+def _metrics(batch: int) -> str:
+    """By sequences that decode, which keeps what is there; and by those that wait, which calls for more."""
+    targets = {"mythos_running": max(1, batch * 3 // 4), "mythos_waiting": batch}
+    return "".join(_METRIC.format(metric=metric, target=target) for metric, target in targets.items()).rstrip()
+
+
+def _resources(repository: Path, record: Record, settings: list[dict[str, int]], cache: int) -> dict[str, str]:
+    files = sum(_size(repository / name) for name in record.names())
+    memory = math.ceil((files * _LOADED + cache + _SERVER) / _GIB)
+    threads = sum(each.get("threads", _USUAL_THREADS) for each in settings)
+    resources = {"cpu": str(threads), "memory": f"{memory}Gi"}
+    if any(entry.device == "gpu" for entry in record.entries):
+        resources["nvidia.com/gpu"] = "1"
+    return resources
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    except OSError as error:
+        raise EngineError(f"{folder}: cannot be read ({error.strerror or error})") from error
+
+
+def _indented(values: dict[str, Any], by: int) -> str:
+    return "\n".join(f"{' ' * by}{key}: {json.dumps(value)}" for key, value in values.items())
