@@ -11,11 +11,17 @@ ORACLE := open-mythos==0.5.0  # it pins another torch, hence --no-deps
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_DEV := $(VENV)/.installed-dev
 
+# What `mythos-export serve` needs, in an environment of its own: no torch, no onnx, and numpy below 2, which
+# has wheels for Python up to 3.12.
+export MYTHOS_TRITON_ENV ?= $(CURDIR)/.venv-triton
+FOR_TRITON := $(MYTHOS_TRITON_ENV)/.installed
+CAN_SERVE := import sys; sys.exit(not (sys.platform == "linux" and (3, 10) <= sys.version_info[:2] <= (3, 12)))
+
 DEMO_MODEL := --scale nano
 DEMO_PROMPT := d>a h>c a>h f>g c>e g>b b>d e>f 3 a
 DEMO_BUNDLE := runs/demo
 
-.PHONY: help demo test lint types unit format clean
+.PHONY: help demo test lint types unit server format clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,15 +41,19 @@ lint: $(FOR_DEV)  ## ruff: rules and format
 types: $(FOR_DEV)  ## mypy
 	$(BIN)/mypy
 
-unit: $(FOR_DEV)  ## pytest
+unit: $(FOR_DEV) server  ## pytest
 	$(BIN)/pytest $(if $(CI),-m "")
+
+server:  ## the environment that serves with Triton, where this Python can
+	@if $(PYTHON) -c '$(CAN_SERVE)'; then $(MAKE) --no-print-directory $(FOR_TRITON); \
+	else echo "no Triton server for this system or Python, so its tests are skipped (PYTHON=python3.12 make test)"; fi
 
 format: $(FOR_DEV)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:  ## remove the environment, what the demo made, and all caches
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments, what the demo made, and all caches
+	rm -rf $(VENV) .venv-triton runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -58,3 +68,9 @@ $(FOR_DEV): pyproject.toml | $(BIN)/python
 	$(PIP) install --editable ".[dev]"
 	$(PIP) install --no-deps $(ORACLE)
 	@touch $@ $(FOR_DEMO)
+
+$(FOR_TRITON): pyproject.toml
+	@echo "installing into $(MYTHOS_TRITON_ENV)"
+	$(PYTHON) -m venv $(MYTHOS_TRITON_ENV)
+	$(MYTHOS_TRITON_ENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable ".[cpu,triton]"
+	@touch $@

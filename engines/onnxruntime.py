@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mythos_export.bundle import Bundle, GraphFile
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "import_onnxruntime"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MAX_THREADS = 1024
@@ -73,7 +74,7 @@ class OnnxRuntimeEngine(Engine):
             EngineError: onnxruntime, or a provider, is not installed here.
         """
         super().__init__(bundle)
-        self._ort = _import()
+        self._ort = import_onnxruntime()
         _check_version(self._ort, bundle)
         self._providers = _checked_providers(self._ort, providers)
         self._threads = None if threads is None else check_count("threads", threads)
@@ -203,7 +204,13 @@ def _bits(value: onnxruntime.OrtValue) -> NDArray[np.uint16]:
     return np.ctypeslib.as_array(memory).reshape(shape).copy()
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
+    """The module; it is imported nowhere else.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # release 1.32 reports what it is used for to its maker
     try:
         import onnxruntime
     except ImportError as error:

@@ -45,6 +45,7 @@ _USER_ERRORS = (
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
     "onnxruntime": "cpu",
+    **dict.fromkeys(("google", "tritonclient"), "triton"),
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
@@ -266,6 +267,89 @@ def build(
         runtime=runtime,
         timing_cache=timing_cache,
         json=json,
+    )
+
+
+@app.command()
+def triton(
+    bundle: BundleArgument,
+    repository: Annotated[Path, typer.Option(help="Folder to make, or a repository to add to.")],
+    backend: Annotated[
+        str, typer.Option(help="Of the tensor-level model: onnxruntime, tensorrt or python.")
+    ] = "onnxruntime",
+    device: Annotated[
+        Optional[str], typer.Option(help="Of the tensor-level model: cpu, or gpu (as for tensorrt always).")
+    ] = None,
+    name: Annotated[Optional[str], typer.Option(help="Of the generator; the bundle's own by default.")] = None,
+    max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
+    max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
+    max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
+    prefill_chunk: Annotated[Optional[int], typer.Option(min=1, help="Prompt tokens in one call.")] = None,
+    cache_bytes: Annotated[Optional[int], typer.Option(min=1, help="Memory for all caches.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
+    kserve: Annotated[Optional[Path], typer.Option(help="File for a KServe InferenceService over it.")] = None,
+    storage_uri: Annotated[
+        Optional[str], typer.Option(help="For KServe: where the repository will lie, such as s3://bucket/models.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace models of this name that are there.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Write a model repository for Triton Inference Server."""
+    from mythos_export.commands import triton as command
+
+    command.run(
+        bundle,
+        repository=repository,
+        backend=backend,
+        device=device,
+        name=name,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_loops=max_loops,
+        prefill_chunk=prefill_chunk,
+        cache_bytes=cache_bytes,
+        threads=threads,
+        kserve=kserve,
+        storage_uri=storage_uri,
+        force=force,
+        json=json,
+    )
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Optional[Path], typer.Argument(help="A bundle's folder.", show_default=False)] = None,
+    repository: Annotated[
+        Optional[Path], typer.Option(help="In place of a bundle: a model repository; its programs run here.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8002,
+    max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
+    max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
+    max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
+    prefill_chunk: Annotated[Optional[int], typer.Option(min=1, help="Prompt tokens in one call.")] = None,
+    cache_bytes: Annotated[Optional[int], typer.Option(min=1, help="Memory for all caches.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
+    log_verbose: Annotated[bool, typer.Option("--log-verbose", help="Show all that the server logs.")] = False,
+) -> None:
+    """Serve a bundle with Triton on this machine, until Ctrl-C; needs neither torch nor onnx."""
+    from engines.triton.server import Ports
+    from mythos_export.commands import serve as command
+
+    command.run(
+        bundle,
+        repository=repository,
+        host=host,
+        ports=Ports(http_port, grpc_port, metrics_port),
+        log_verbose=log_verbose,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_loops=max_loops,
+        prefill_chunk=prefill_chunk,
+        cache_bytes=cache_bytes,
+        threads=threads,
     )
 
 

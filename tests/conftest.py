@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reference_model.checkpoint import WeightSource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on many threads only wait for each other
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before an engine does
 
 MakeBundle = Callable[..., "Bundle"]
 

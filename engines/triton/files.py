@@ -1,4 +1,4 @@
-"""Files of a repository: linked where that is possible, so that a bundle of gigabytes is there once."""
+"""Files of a repository: how they come there, and how the repository comes into being all at once."""
 
 from __future__ import annotations
 
@@ -10,26 +10,59 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mythos_export.bundle import MANIFEST, Bundle
+from mythos_export.bundle import MANIFEST, Bundle, Progress
 
-__all__ = ["place", "place_bundle", "replace_entries", "workplace"]
+__all__ = ["Placer", "replace_entries", "workplace"]
+
+_BLOCK = 4 << 20
 
 
-def place(source: Path, target: Path) -> None:
-    """Link a file, or copy it where its file system or owner does not allow that."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(target):  # it may be a link too, and writing to it would write to the bundle
-        raise FileExistsError(errno.EEXIST, "named twice", str(target))
+class Placer:
+    """Puts files of a bundle into a repository: each is copied once, and linked wherever it is wanted again.
+
+    The bundle itself gets no second name, unless that is asked for: the onnx package, and whatever reads weights
+    through it, refuses a file that has one.
+    """
+
+    def __init__(self, *, link: bool = False, progress: Progress | None = None) -> None:
+        """Begin.
+
+        Args:
+            link: link to the bundle too, where its file system allows it.
+            progress: called with the number of bytes just copied.
+        """
+        self._link, self._progress = link, progress
+        self._placed: dict[Path, Path] = {}
+
+    def place(self, source: Path, target: Path) -> None:
+        """Put one file where nothing is yet."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):  # it may be a link, and writing to it would write to what it links to
+            raise FileExistsError(errno.EEXIST, "named twice", str(target))
+        before = self._placed.get(source)
+        if not ((before or self._link) and _linked(before or source, target)):
+            self._copy(source, target)
+        self._placed.setdefault(source, target)
+
+    def place_bundle(self, bundle: Bundle, folder: Path) -> None:
+        """The files that a bundle's manifest lists, and the manifest; nothing else that lies there."""
+        for name in (*bundle.manifest.files, MANIFEST):
+            self.place(bundle.path / name, folder / name)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        with source.open("rb") as reader, target.open("xb") as writer:
+            while block := reader.read(_BLOCK):
+                writer.write(block)
+                if self._progress:
+                    self._progress(len(block))
+
+
+def _linked(source: Path, target: Path) -> bool:
     try:
         os.link(source, target, follow_symlinks=False)
     except (OSError, NotImplementedError):
-        shutil.copyfile(source, target, follow_symlinks=False)
-
-
-def place_bundle(bundle: Bundle, folder: Path) -> None:
-    """The files that a bundle's manifest lists, and the manifest; nothing else that lies there."""
-    for name in (*bundle.manifest.files, MANIFEST):
-        place(bundle.path / name, folder / name)
+        return False
+    return True
 
 
 @contextlib.contextmanager

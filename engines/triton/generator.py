@@ -18,11 +18,12 @@ from engines.errors import EngineError
 from engines.serving.limits import ServingLimits
 from engines.serving.request import Request
 from engines.serving.scheduler import QueueFull, Scheduler
-from engines.triton.contract import GENERATOR_INPUTS, SETTINGS
+from engines.triton.contract import GENERATOR_INPUTS
 from engines.triton.metrics import Metrics
 from engines.triton.options import Options, read_options
 from engines.triton.replies import Cancellations, Outbox
 from engines.triton.reply import Reply
+from engines.triton.settings import read_settings
 
 __all__ = ["TritonPythonModel"]
 
@@ -39,7 +40,7 @@ class TritonPythonModel:
         Raises:
             EngineError, BundleError: it cannot be served here; Triton reports the message.
         """
-        settings = _settings(json.loads(args["model_config"]))
+        settings = read_settings(json.loads(args["model_config"]))
         threads = settings.pop("threads", None)
         bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
         self._engine: Engine = engines.load(bundle, threads=threads, spinning=False)
@@ -100,18 +101,6 @@ class TritonPythonModel:
 def _tensors(request: Any) -> dict[str, Any]:
     found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in _INPUTS}
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
-
-
-def _settings(config: dict[str, Any]) -> dict[str, int]:
-    values = {}
-    for name in SETTINGS:
-        text = config["parameters"].get(name, {}).get("string_value", "")
-        if not text:
-            continue
-        if not text.isascii() or not text.isdigit():
-            raise EngineError(f"parameter {name} of config.pbtxt is {text!r}; it must be an integer")
-        values[name] = int(text)
-    return values
 
 
 def _refuse(sender: Any, message: str, code: int) -> None:

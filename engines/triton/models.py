@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from engines.errors import EngineError
 from engines.triton.config import check_config, generator_config, parse_config, tensors_config, to_text
-from engines.triton.files import place, place_bundle
+from engines.triton.files import Placer
 from engines.triton.plans import find_plans
 from engines.triton.record import Backend, Device
 from engines.triton.session_options import backend_options
@@ -21,6 +21,7 @@ from mythos_export.data_references import data_references
 __all__ = ["write_generator", "write_tensors"]
 
 _VERSION = "1"
+_OF_A_GRAPH = ("max_loops", "threads")
 _GRAPH, _PLAN = "model.onnx", "model.plan"  # the names that Triton looks for
 
 
@@ -35,19 +36,30 @@ class _Artifact:
     notes: list[str] = field(default_factory=list)
 
 
-def write_generator(bundle: Bundle, name: str, settings: Mapping[str, int], folder: Path) -> None:
+def write_generator(bundle: Bundle, name: str, settings: Mapping[str, int], folder: Path, placer: Placer) -> None:
     """The model that generates tokens.
 
     Raises:
         EngineError: a setting that there is not.
     """
     config = generator_config(name, settings)
-    _place_python(bundle, folder, "generator")
+    _place_python(bundle, folder, "generator", placer)
     _write_config(config, folder)
 
 
-def write_tensors(bundle: Bundle, name: str, backend: Backend, device: Device, folder: Path) -> list[str]:
+def write_tensors(
+    bundle: Bundle,
+    name: str,
+    backend: Backend,
+    device: Device,
+    settings: Mapping[str, int],
+    folder: Path,
+    placer: Placer,
+) -> list[str]:
     """The model that is the graph itself.
+
+    Args:
+        settings: the generator's; the Python backend keeps to those of them that concern a graph.
 
     Returns:
         What whoever serves it must know.
@@ -57,13 +69,14 @@ def write_tensors(bundle: Bundle, name: str, backend: Backend, device: Device, f
     """
     graph = chosen_graph(bundle)
     signature = read_signature(bundle, graph)
-    artifact = _PLACE[backend](bundle, graph, folder)
+    artifact = _PLACE[backend](bundle, graph, folder, placer)
+    shared = {key: str(settings[key]) for key in _OF_A_GRAPH if key in settings and backend == "python"}
     config = tensors_config(
         name,
         signature,
         backend=backend,
         device=device,
-        parameters=artifact.parameters,
+        parameters={**artifact.parameters, **shared},
         shape_tensors=artifact.shape_tensors,
     )
     if artifact.graph_level is not None:
@@ -81,37 +94,37 @@ def _write_config(config: Any, folder: Path) -> Path:
     return path
 
 
-def _place_python(bundle: Bundle, folder: Path, module: Literal["generator", "tensors"]) -> None:
-    place_bundle(bundle, folder / _VERSION / "bundle")
+def _place_python(bundle: Bundle, folder: Path, module: Literal["generator", "tensors"], placer: Placer) -> None:
+    placer.place_bundle(bundle, folder / _VERSION / "bundle")
     (folder / _VERSION / "model.py").write_text(model_py(module), encoding="utf-8")
     (folder / "requirements.txt").write_text(requirements(bundle), encoding="utf-8")
 
 
-def _python(bundle: Bundle, graph: GraphFile, folder: Path) -> _Artifact:
-    _place_python(bundle, folder, "tensors")
+def _python(bundle: Bundle, graph: GraphFile, folder: Path, placer: Placer) -> _Artifact:
+    _place_python(bundle, folder, "tensors", placer)
     return _Artifact()
 
 
-def _onnxruntime(bundle: Bundle, graph: GraphFile, folder: Path) -> _Artifact:
+def _onnxruntime(bundle: Bundle, graph: GraphFile, folder: Path, placer: Placer) -> _Artifact:
     """The graph under Triton's name for it, its weights under the names that the graph has for them."""
     manifest, source = bundle.manifest, bundle.file(graph.file)
     parameters, level, notes = backend_options(manifest.session)
-    place(source, folder / _VERSION / _GRAPH)
+    placer.place(source, folder / _VERSION / _GRAPH)
     for location in sorted(data_references(source.read_bytes())):
         if location == _GRAPH:
             raise EngineError(f"{source}: keeps its weights in {_GRAPH}, the name that Triton wants for the graph")
-        place(source.parent / location, folder / _VERSION / location)
+        placer.place(source.parent / location, folder / _VERSION / location)
     least = f" {manifest.minimum_runtime} or later" if manifest.minimum_runtime else ""
     needs = f"needs a server whose ONNX Runtime{least} reads opset {manifest.opset}"
     return _Artifact(parameters=parameters, graph_level=level, notes=[needs, *notes])
 
 
-def _tensorrt(bundle: Bundle, graph: GraphFile, folder: Path) -> _Artifact:
+def _tensorrt(bundle: Bundle, graph: GraphFile, folder: Path, placer: Placer) -> _Artifact:
     plans = find_plans(bundle, graph)
     alone = len(plans) == 1
     names = {plan.sm: _PLAN if alone else f"model.sm{plan.sm.replace('.', '')}.plan" for plan in plans}
     for plan in plans:
-        place(plan.path, folder / _VERSION / names[plan.sm])
+        placer.place(plan.path, folder / _VERSION / names[plan.sm])
     notes = [f"on {plan.sm} it needs TensorRT {plan.version}, and takes {plan.sizes}" for plan in plans]
     return _Artifact(
         shape_tensors=("logits_to_keep",),
@@ -120,7 +133,7 @@ def _tensorrt(bundle: Bundle, graph: GraphFile, folder: Path) -> _Artifact:
     )
 
 
-_PLACE: dict[Backend, Callable[[Bundle, GraphFile, Path], _Artifact]] = {
+_PLACE: dict[Backend, Callable[[Bundle, GraphFile, Path, Placer], _Artifact]] = {
     "onnxruntime": _onnxruntime,
     "python": _python,
     "tensorrt": _tensorrt,

@@ -17,12 +17,12 @@ from typing import NamedTuple, get_args
 
 from engines.errors import EngineError, one_line
 from engines.triton.config import generator_config
-from engines.triton.files import replace_entries, workplace
+from engines.triton.files import Placer, replace_entries, workplace
 from engines.triton.models import write_generator, write_tensors
 from engines.triton.record import RECORD, Backend, Device, Entry, Record, read_record
 from engines.triton.texts import readme
 from mythos_export import __version__
-from mythos_export.bundle import Bundle
+from mythos_export.bundle import Bundle, Progress
 
 __all__ = ["Repository", "check_repository", "write_repository"]
 
@@ -81,17 +81,21 @@ def write_repository(
     name: str | None = None,
     settings: Mapping[str, int] = _NONE,
     force: bool = False,
+    link: bool = False,
+    progress: Progress | None = None,
 ) -> Repository:
     """Write a repository, or add a bundle to one; all of it, or nothing.
 
     Args:
-        bundle: opened, and its hashes checked. Its files are linked where the file system allows, else copied.
+        bundle: opened, and its hashes checked.
         destination: the repository's folder, to be made; or one that this function has made.
         backend: of the tensor-level model: onnxruntime, tensorrt or python.
         device: of the tensor-level model: cpu or gpu.
         name: of the generator, and with "-tensors" behind it of the other; the bundle's own if None.
         settings: of the generator (`contract.SETTINGS`), only those that differ from their defaults.
         force: replace models of these names, if they are ours.
+        link: make hard links to the bundle's files where that is possible, in place of copies.
+        progress: called with the number of bytes just copied.
 
     Raises:
         EngineError: the backend cannot serve this bundle, the destination is not ours, a model of that name exists
@@ -105,8 +109,11 @@ def write_repository(
             new, old = work / "new", work / "old"
             new.mkdir()
             old.mkdir()
-            write_generator(bundle, request.generator, settings, new / request.generator)
-            notes = write_tensors(bundle, request.tensors, request.backend, request.device, new / request.tensors)
+            placer = Placer(link=link, progress=progress)
+            write_generator(bundle, request.generator, settings, new / request.generator, placer)
+            notes = write_tensors(
+                bundle, request.tensors, request.backend, request.device, settings, new / request.tensors, placer
+            )
             record = _record(before, _entry(request, notes))
             (new / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
             (new / "README.md").write_text(readme(record, RECORD), encoding="utf-8")

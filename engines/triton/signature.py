@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from engines.errors import EngineError, one_line
+from engines.onnxruntime import import_onnxruntime
 from mythos_export.bundle import Bundle, GraphFile
 
 __all__ = ["Signature", "Tensor", "chosen_graph", "paired", "read_signature"]
@@ -95,10 +96,7 @@ def _size(size: Any) -> int | None:
 
 def _session(path: str) -> Any:
     """As cheap as one can be had: nothing is optimised, nothing packed."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineError('this reads the graph with onnxruntime; run: pip install "mythos-export[cpu]"') from error
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

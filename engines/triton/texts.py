@@ -65,8 +65,8 @@ docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 --shm-size=1g -v "$PWD:/m
 curl -s localhost:8000/v2/models/{first}/generate -d '{{{prompt}, "n_loops": 8, "max_tokens": 16}}'
 ```
 
-`{record}` says which folders are mythos-export's; `mythos-export triton` replaces no others. Files under `1/` may be
-hard links to the bundle that they came from: what changes one, changes the other.
+`{record}` says which folders are mythos-export's; `mythos-export triton` replaces no others. A file that both
+models have is there once, under two names.
 """
 
 _SERVE = """

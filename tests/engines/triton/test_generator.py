@@ -250,8 +250,8 @@ def test_metrics_count(harness: Harness) -> None:
     ("settings", "message"),
     [
         ({"max_batch": "many"}, "parameter max_batch of config.pbtxt is 'many'; it must be an integer"),
-        ({"max_batch": "0"}, "max_batch is 0"),
-        ({"threads": "0"}, "threads is 0"),
+        ({"max_batch": "0"}, "max_batch of config.pbtxt is '0'; it must be an integer of at least 1"),
+        ({"threads": "2000"}, "threads is 2000"),
         ({"cache_bytes": "-1"}, "'-1'; it must be an integer"),
     ],
 )

@@ -129,12 +129,19 @@ def test_what_the_server_must_know_of_a_quantised_bundle(tiny_bundle: Path, tmp_
     assert not (tmp_path / "other").exists()
 
 
-def test_files_are_linked_not_copied(toy: MakeToy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [False, True])
+def test_files_are_copied_once_or_linked(toy: MakeToy, tmp_path: Path, link: bool) -> None:
+    """Unless asked for, the bundle gets no second name: the onnx package refuses files that have one."""
     bundle = toy()
-    repository = written(bundle, tmp_path / "repo").path
-    for model in ("m", "m-tensors"):
-        for name in (*bundle.manifest.files, "manifest.json"):
-            assert (repository / model / "1" / "bundle" / name).samefile(bundle.path / name)
+    copied: list[int] = []
+    repository = written(bundle, tmp_path / "repo", link=link, progress=copied.append).path
+    for name in (*bundle.manifest.files, "manifest.json"):
+        first, second = (repository / model / "1" / "bundle" / name for model in ("m", "m-tensors"))
+        assert first.samefile(second)
+        assert first.read_bytes() == (bundle.path / name).read_bytes()
+        assert first.samefile(bundle.path / name) == link
+    size = bundle.total_bytes + (bundle.path / "manifest.json").stat().st_size
+    assert sum(copied) == (0 if link else size)
 
 
 @pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.EMLINK])
@@ -146,7 +153,7 @@ def test_files_are_copied_where_links_are_not_possible(
 
     monkeypatch.setattr(files.os, "link", fail)
     bundle = toy()
-    copy = written(bundle, tmp_path / "repo").path / "m" / "1" / "bundle"
+    copy = written(bundle, tmp_path / "repo", link=True).path / "m" / "1" / "bundle"
     assert Bundle.open(copy).manifest == bundle.manifest
     assert not (copy / "manifest.json").samefile(bundle.path / "manifest.json")
 

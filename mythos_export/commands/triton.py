@@ -1,0 +1,88 @@
+"""`mythos-export triton BUNDLE --repository DIR`: a model repository for Triton Inference Server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from engines.errors import EngineError
+from engines.triton.kserve import check_service, inference_service
+from engines.triton.repository import check_repository, write_repository
+from mythos_export.bundle import Bundle
+from mythos_export.commands.output import print_json
+from mythos_export.progress import Reporter
+
+__all__ = ["run"]
+
+
+def run(
+    path: Path,
+    *,
+    repository: Path,
+    backend: str,
+    device: str | None,
+    name: str | None,
+    kserve: Path | None,
+    storage_uri: str | None,
+    force: bool,
+    json: bool,
+    **settings: int | None,
+) -> None:
+    """Write the two models of a bundle, and on request the KServe service over the repository."""
+    _check_kserve(kserve, storage_uri, settings["cache_bytes"], force=force)
+    report = Reporter(quiet=json)
+    bundle = Bundle.open(path, check_hashes=False)
+    given = {key: value for key, value in settings.items() if value is not None}
+    if kserve is not None and storage_uri is not None:
+        check_service(repository, name or bundle.manifest.name, storage_uri=storage_uri)
+    device = device or ("gpu" if backend == "tensorrt" else "cpu")
+    check_repository(bundle, repository, backend=backend, device=device, name=name, settings=given, force=force)
+    with report.step("hash the bundle", bundle.total_bytes) as advance:
+        bundle.check_hashes(advance)
+    with report.step("write the repository", bundle.total_bytes) as advance:
+        written = write_repository(
+            bundle,
+            repository,
+            backend=backend,
+            device=device,
+            name=name,
+            settings=given,
+            force=force,
+            progress=advance,
+        )
+    if kserve is not None and storage_uri is not None:
+        _replace(kserve, inference_service(written.path, storage_uri=storage_uri))
+    if json:
+        models = {"generator": written.generator, "tensors": written.tensors}
+        print_json({"bundle": str(path), "repository": str(written.path), **models, "kserve": kserve})
+        return
+    print(f"{written.path}: {written.generator} (generates), {written.tensors} (the graph, on {backend})")
+    if kserve is not None:
+        print(f"{kserve}: the KServe InferenceService over it")
+    print(f"next: {written.path / 'README.md'}")
+
+
+def _check_kserve(kserve: Path | None, uri: str | None, cache_bytes: int | None, *, force: bool) -> None:
+    """Whatever a service can be refused for, before anything is written."""
+    if kserve is None and uri is None:
+        return
+    if kserve is None or uri is None:
+        raise EngineError(
+            "--kserve FILE and --storage-uri URI go together: the file says where the repository will lie"
+        )
+    if cache_bytes is None:
+        raise EngineError("--kserve wants --cache-bytes, such as 4000000000: a pod's memory must hold the caches")
+    if os.path.lexists(kserve) and not (force and kserve.is_file() and not kserve.is_symlink()):
+        raise EngineError(f"{kserve}: exists already; name another --kserve file" + ("" if force else ", or --force"))
+    if not kserve.parent.is_dir():
+        raise EngineError(f"{kserve.parent}: no such folder; make it, or name another --kserve file")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Beside it and renamed, so that nobody applies half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
