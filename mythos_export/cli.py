@@ -35,6 +35,7 @@ _USER_ERRORS = (
     ("mythos_export.building.build", "BuildError"),
     ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
+    ("mythos_export.html_report.measurements", "MeasurementError"),
     ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
     ("mythos_export.planning.devices", "DeviceError"),
@@ -319,6 +320,21 @@ def plan(
             json=json,
         )
     )
+
+
+@app.command()
+def report(
+    bundle: BundleArgument,
+    accuracy: Annotated[
+        Optional[Path], typer.Option(help="What `mythos-export evaluate --json` printed of this bundle.")
+    ] = None,
+    latency: Annotated[Optional[Path], typer.Option(help="Measured latencies; docs/report.md says how.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make report.html of a bundle again, with what was measured; needs neither torch nor onnx."""
+    from mythos_export.commands import report as command
+
+    command.run(bundle, accuracy=accuracy, latency=latency, json=json)
 
 
 def main() -> NoReturn:
