@@ -35,8 +35,11 @@ _USER_ERRORS = (
     ("mythos_export.building.build", "BuildError"),
     ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
+    ("mythos_export.html_report.measurements", "MeasurementError"),
     ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
+    ("mythos_export.planning.devices", "DeviceError"),
+    ("mythos_export.planning.request", "PlanError"),
     ("mythos_export.passes.rewriting", "NothingToQuantize"),
     ("mythos_export.quantization", "MissingRange"),
     ("mythos_export.requests", "RequestError"),
@@ -351,6 +354,71 @@ def serve(
         cache_bytes=cache_bytes,
         threads=threads,
     )
+
+
+@app.command()
+def inspect(bundle: BundleArgument, json: JsonFlag = False) -> None:
+    """Show what is in a bundle; needs neither torch nor onnx."""
+    from mythos_export.commands import inspect as command
+
+    command.run(bundle, json=json)
+
+
+@app.command()
+def plan(
+    scale: Annotated[Optional[str], typer.Option(help="As for an export: nano, or 1b 3b 10b 50b 100b 500b 1t.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
+    bundle: Annotated[Optional[Path], typer.Option(help="A bundle that is there already, in place of a model.")] = None,
+    attn: Annotated[Optional[str], typer.Option(help="The other attention: mla or gqa.")] = None,
+    target: Annotated[Optional[str], typer.Option(help="portable (the default), onnxruntime or tensorrt.")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="fp32 (the default), fp16, bf16, int8, fp8 or int4.")] = None,
+    context: Annotated[
+        Optional[int], typer.Option(help="Tokens in a sequence; the model's own limit by default, 4096 at most.")
+    ] = None,
+    loops: Annotated[Optional[int], typer.Option(help="Depth; the model's own by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    chunk: Annotated[int, typer.Option(help="Tokens of the prompt in one call.")] = 512,
+    device: Annotated[
+        Optional[str], typer.Option(help="What it is to run on, such as jetson-orin-nano-8gb, or FILE.json.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Every precision of the target, side by side.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Say what a model takes on a device, and how fast it can possibly be."""
+    from mythos_export.commands import plan as command
+
+    command.run(
+        command.Options(
+            scale=scale,
+            config=config,
+            bundle=bundle,
+            attn=attn,
+            target=target,
+            precision=precision,
+            context=context,
+            loops=loops,
+            batch=batch,
+            chunk=chunk,
+            device=device,
+            compare=compare,
+            json=json,
+        )
+    )
+
+
+@app.command()
+def report(
+    bundle: BundleArgument,
+    accuracy: Annotated[
+        Optional[Path], typer.Option(help="What `mythos-export evaluate --json` printed of this bundle.")
+    ] = None,
+    latency: Annotated[Optional[Path], typer.Option(help="Measured latencies; docs/report.md says how.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make report.html of a bundle again, with what was measured; needs neither torch nor onnx."""
+    from mythos_export.commands import report as command
+
+    command.run(bundle, accuracy=accuracy, latency=latency, json=json)
 
 
 def main() -> NoReturn:

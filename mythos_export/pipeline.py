@@ -31,6 +31,7 @@ from mythos_export.bundle import (
 )
 from mythos_export.gates import check_quantized
 from mythos_export.graphs import build_graphs
+from mythos_export.html_report.write import add_report
 from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.lints import LintFailed, lint
 from mythos_export.loops import LoopsOption
@@ -103,10 +104,11 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         _save(manifest, folder)
         if prove is not None:
             summary, failures = prove(Bundle(folder, manifest), request.source, request.config, report)
-            files = manifest.files | {"parity.json": file_entry(folder / "parity.json")}
-            _save(manifest.model_copy(update={"parity": summary, "files": files}), folder)
             if not summary.passed:
                 raise ParityFailed(_why(failures))
+            files = manifest.files | {"parity.json": file_entry(folder / "parity.json")}
+            manifest = manifest.model_copy(update={"parity": summary, "files": files})
+        _save(add_report(Bundle(folder, manifest)), folder)
     return Bundle.open(request.output, check_hashes=False)
 
 

@@ -56,6 +56,7 @@ class CaseResult(BaseModel):
     near_ties: int  # positions whose two best tokens are closer than rounding
     smallest_top1_margin: float  # over the logit range
     halting_agreement: float
+    halting_depths: list[int] = []  # positions that the graph halted at depth 1, 2, ...; the last: there, or never
     trajectory: list[DepthResult]
     first_depth_out: int | None
     flips: list[Flip]
@@ -110,6 +111,7 @@ def compare_case(
         tokens=int(clean.sum()),
         excluded=int((case.real & ~clean).sum()),
         halting_agreement=float((reference.halting_depth == run.halting_depth)[case.real].mean()),
+        halting_depths=[int((run.halting_depth[case.real] == depth + 1).sum()) for depth in range(case.trips)],
         trajectory=trajectory,
         first_depth_out=first_out,
         flips=flips[:_MAX_FLIPS],

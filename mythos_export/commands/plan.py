@@ -1,0 +1,80 @@
+"""`mythos-export plan --scale 3b --device ...`: will it fit, and how fast can it possibly be; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mythos_export.commands.output import print_json
+from mythos_export.planning.models import Stored, stored_from_config
+from mythos_export.planning.plan import plan
+from mythos_export.planning.remedies import remedies
+from mythos_export.planning.report import render, render_comparison
+from mythos_export.planning.request import PlanError, precisions_of, read_bundle, read_config, read_question
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user typed."""
+
+    scale: str | None
+    config: Path | None
+    bundle: Path | None
+    attn: str | None
+    target: str | None
+    precision: str | None
+    context: int | None
+    loops: int | None
+    batch: int
+    chunk: int
+    device: str | None
+    compare: bool
+    json: bool
+
+
+def run(options: Options) -> None:
+    """Plan; whether it fits is an answer, not an error."""
+    stored = _stored(options)
+    question = read_question(
+        stored.config,
+        context=options.context,
+        loops=options.loops,
+        batch=options.batch,
+        chunk=options.chunk,
+        device=options.device,
+    )
+    if options.compare:
+        plans = [
+            plan(stored_from_config(stored.name, stored.config, stored.target, precision), question)
+            for precision in precisions_of(stored.target)
+        ]
+        if options.json:
+            print_json({"plans": [found.model_dump() for found in plans]})
+        else:
+            print(render_comparison(plans))
+        return
+    found = plan(stored, question)
+    would_do = remedies(stored, question)
+    if options.json:
+        print_json({**found.model_dump(), "remedies": would_do})
+    else:
+        print(render(found, would_do))
+
+
+def _stored(options: Options) -> Stored:
+    if options.bundle is None:
+        if options.compare and options.precision is not None:
+            raise PlanError("--compare shows every precision; leave out --precision")
+        return read_config(options.scale, options.config, options.attn, options.target, options.precision)
+    if options.compare:
+        raise PlanError("--compare wants a model, not a bundle, which has one precision; give --scale or --config")
+    return read_bundle(
+        options.bundle,
+        scale=options.scale,
+        config=options.config,
+        attn=options.attn,
+        target=options.target,
+        precision=options.precision,
+    )

@@ -1,0 +1,1 @@
+"""What is in a bundle, read without torch, onnx or a runtime."""

@@ -1,0 +1,105 @@
+"""The weights and operators of an opened bundle, each with the stage it belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from mythos_export.bundle import Bundle, BundleError, GraphFile
+from mythos_export.inspection.onnx_file import Initializer, Node, OnnxFile, read_onnx
+from mythos_export.planning.tensors import BITS, STAGES, StoredTensor
+
+__all__ = ["OTHER", "Contents", "read_contents", "stage_of_tensor"]
+
+OTHER = "other"  # what an export does not name so
+_NODE_STAGES = {
+    "embed": "embedding",
+    "prelude": "prelude",
+    "recurrent": "loop",
+    "loop": "loop",
+    "step": "loop",
+    "unrolled": "loop",
+    "coda": "coda",
+    "head": "head",
+    "norm": "head",
+}
+_NUMBERED = re.compile(r"^(loop)[0-9]+$")  # a copy of the body in an unrolled graph
+
+
+class Contents(NamedTuple):
+    """What a bundle's graphs hold."""
+
+    tensors: list[StoredTensor]  # in data files; graphs share them, so each is here once
+    operators: dict[str, dict[str, Counter[str]]]  # graph file -> stage -> operator -> nodes
+    opsets: dict[str, dict[str, int]]  # graph file -> domain -> version
+
+
+def read_contents(bundle: Bundle) -> Contents:
+    """Read every graph of a bundle.
+
+    Raises:
+        BundleError: a graph is damaged, or its weights do not lie where it says.
+    """
+    found = Contents([], {}, {})
+    tensors: dict[str, StoredTensor] = {}
+    for graph in bundle.manifest.graphs:
+        file = _read(bundle, graph)
+        for initializer in file.initializers:
+            if initializer.external is not None:
+                tensors.setdefault(initializer.name, _stored(bundle, graph, initializer))
+        found.operators[graph.file] = _by_stage(file.nodes)
+        found.opsets[graph.file] = file.opsets
+    found.tensors.extend(tensors.values())
+    return found
+
+
+def stage_of_tensor(tensor: StoredTensor) -> str:
+    """One of STAGES, or OTHER."""
+    stage = tensor.place.stage
+    return stage if stage in STAGES else OTHER
+
+
+def _read(bundle: Bundle, graph: GraphFile) -> OnnxFile:
+    path = bundle.file(graph.file)
+    try:
+        return read_onnx(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not an ONNX graph ({error}); export it again") from error
+
+
+def _stored(bundle: Bundle, graph: GraphFile, initializer: Initializer) -> StoredTensor:
+    """An initializer in a data file, checked against the file's size."""
+    path, name = bundle.path / graph.file, initializer.name[:120]
+    if initializer.dtype not in BITS:
+        raise BundleError(f"{path}: {name}: {initializer.dtype} is unknown to this release; upgrade mythos-export")
+    tensor = StoredTensor(initializer.name, initializer.shape, initializer.dtype)
+    place = initializer.external or {}
+    entry = bundle.manifest.files.get(place.get("location", ""))
+    offset, length = (_number(place.get(key, "0")) for key in ("offset", "length"))
+    if entry is None or offset < 0 or length != tensor.nbytes or offset + length > entry.size:
+        raise BundleError(f"{path}: {name}: its data does not lie where the graph says; export the bundle again")
+    return tensor
+
+
+def _number(text: str) -> int:
+    """-1 for what is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+
+
+def _by_stage(nodes: list[Node]) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for node in nodes:
+        found.setdefault(_stage_of_node(node), Counter())[node.op_type] += 1
+    return {stage: found[stage] for stage in (*STAGES, OTHER) if stage in found}
+
+
+def _stage_of_node(node: Node) -> str:
+    if node.depth:
+        return "loop"
+    first, _, rest = node.name.partition(".")
+    if first in ("past", "new"):  # a cast of the cache of a stage
+        first = rest.partition(".")[0]
+    return _NODE_STAGES.get(_NUMBERED.sub(r"\1", first), OTHER)

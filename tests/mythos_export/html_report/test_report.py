@@ -1,0 +1,301 @@
+"""What the page says of a bundle: any bundle, a hostile one too, in little room and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mythos_export.bundle import Bundle, file_entry
+from mythos_export.html_report.measurements import Accuracy, Latency
+from mythos_export.html_report.page import render
+from mythos_export.html_report.parity_file import Parity
+from mythos_export.html_report.subject import Subject, read_subject
+from mythos_export.html_report.verdict import verdict_of
+from mythos_export.html_report.write import REPORT, remake_report
+from reference_model.config import MythosConfig
+
+Copy = Callable[[Path], Path]
+MINUS = "\N{MINUS SIGN}"
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(path: Path) -> Page:
+    return Page(Bundle.open(path).file(REPORT).read_text(encoding="utf-8"))
+
+
+def check_self_contained(page: Page) -> None:
+    """Nothing runs, nothing is fetched."""
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "form", "base", "use", "image"}
+        assert not [name for name in attributes if name.startswith("on") or name in {"src", "style", "srcset"}]
+        assert re.fullmatch(r"#[a-z]+|data:,", attributes.get("href") or "#a"), attributes
+
+
+def check_headings(page: Page) -> None:
+    """One h1, and no level left out."""
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
+
+
+class TestAnyBundle:
+    def test_an_unproven_one_says_so(self, tiny_bundle: Path) -> None:
+        page = page_of(tiny_bundle)
+        assert "Not compared with PyTorch" in page.text
+        assert "Not compared: export without --no-validate" in page.text
+        assert "mythos-export evaluate BUNDLE --json > FILE" in page.text
+        assert "What quantising costs" not in page.text
+        check_self_contained(page)
+        check_headings(page)
+
+    def test_a_proven_one_says_at_which_loops_and_what_it_costs(self, proven_int8: Path) -> None:
+        page, bundle = page_of(proven_int8), Bundle.open(proven_int8)
+        assert "Equal to PyTorch that rounds alike, at 1, 2, 4, 6, 8, 12 and 16 loops" in page.text
+        parity = json.loads(bundle.file("parity.json").read_text())
+        worst = max(parity["loss"], key=lambda loss: loss["relative_error"])
+        assert f"{100 * worst['relative_error']:.2f}".rstrip("0").rstrip(".") + " % (at" in page.text
+        assert "Activation ranges" in page.text and "What stays in float" in page.text
+        check_self_contained(page)
+        check_headings(page)
+
+    def test_its_numbers_are_the_bundles(self, proven_int8: Path) -> None:
+        page, manifest = page_of(proven_int8), Bundle.open(proven_int8).manifest
+        for name, entry in manifest.files.items():
+            assert (entry.sha256 in page.words) == (name != REPORT), "a file cannot hold its own hash"
+        parity = json.loads((proven_int8 / "parity.json").read_text())
+        for case in parity["graphs"][0]["cases"]:
+            mantissa, exponent = f"{case['error_over_range']:.1e}".split("e")
+            if int(exponent) < -3:
+                assert f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", MINUS) in page.words
+        learned = [
+            int(word.split()[-2].replace(",", "")) for word in page.words if word.endswith("parameters") and "·" in word
+        ]
+        assert sum(learned) == manifest.parameters, "the stages of the house hold every parameter"
+
+    def test_every_picture_has_a_name_and_its_numbers(self, proven_int8: Path) -> None:
+        page = page_of(proven_int8)
+        pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
+        assert len(pictures) >= 10
+        assert all(each["role"] == "img" and len(each["aria-label"] or "") > 10 for each in pictures)
+        assert len([tag for tag, _ in page.elements if tag == "details"]) >= len(pictures)
+
+    @pytest.mark.parametrize(
+        ("attn", "options", "said"),
+        [
+            ("mla", {"loops": "3"}, ["unrolled to 3 loops", "3 copies in a row", "\N{MULTIPLICATION SIGN}3"]),
+            (
+                "gqa",
+                {"loops": "1,2", "precision": "bf16"},
+                ["3 ONNX graphs, sharing their weights", "any number", "new.coda.key"],
+            ),
+            ("gqa", {"precision": "int4", "target": "onnxruntime"}, ["MatMulNBits", "quantises weights only"]),
+            ("mla", {"precision": "fp8", "target": "tensorrt"}, ["Drift with depth", "float, after dequantising"]),
+            ("mla", {"precision": "fp16", "target": "tensorrt"}, ["float16", "tensorrt, opset 21"]),
+        ],
+    )
+    def test_every_kind_of_export_has_one(
+        self,
+        make_bundle: Callable[..., Bundle],
+        mla_config: MythosConfig,
+        gqa_config: MythosConfig,
+        attn: str,
+        options: dict[str, Any],
+        said: list[str],
+    ) -> None:
+        page = page_of(make_bundle({"mla": mla_config, "gqa": gqa_config}[attn], **options).path)
+        for words in said:
+            assert words in page.text
+        check_self_contained(page)
+
+    def test_measurements_are_shown(
+        self, proven_int8: Path, copy: Copy, accuracy: dict[str, Any], latency: dict[str, Any]
+    ) -> None:
+        path = copy(proven_int8)
+        remake_report(Bundle.open(path), Accuracy.model_validate(accuracy), Latency.model_validate(latency))
+        page = page_of(path)
+        assert {"95.0 [50.0, 100.0]", "90.0 [50.0, 100.0]"} <= set(page.words)
+        assert f"{MINUS}7.50" in page.words, "(19 + 18) of 40 are 92.5 %, against PyTorch's 100 %"
+        assert "onnxruntime 1.31.1, past 128, 1 thread" in page.words and "1.2 to 1.3" in page.words
+
+
+class TestVerdict:
+    def subject(self, path: Path) -> Subject:
+        return read_subject(Bundle.open(path), None, None)
+
+    def test_a_float_bundle_names_its_tolerance(self, proven_int8: Path) -> None:
+        subject = self.subject(proven_int8)
+        assert subject.manifest.parity is not None
+        summary = subject.manifest.parity.model_copy(
+            update={"loops": [1], "max_error_over_range": 2e-5, "tolerance": 1e-4}
+        )
+        manifest = subject.manifest.model_copy(update={"quantization": None, "precision": "fp32", "parity": summary})
+        found = verdict_of(manifest, subject.parity)
+        assert (found.kind, found.title) == ("equal", "Equal to PyTorch at 1 loop")
+        assert f"2e{MINUS}5" in found.reason and f"1e{MINUS}4 is allowed" in found.reason
+
+    @pytest.mark.parametrize("where", ["summary", "file"])
+    def test_a_failure_anywhere_is_one(self, proven_int8: Path, where: str) -> None:
+        subject = self.subject(proven_int8)
+        assert subject.manifest.parity is not None and subject.parity is not None
+        manifest, parity = subject.manifest, subject.parity
+        if where == "summary":
+            failed = subject.manifest.parity.model_copy(update={"passed": False})
+            manifest = manifest.model_copy(update={"parity": failed})
+        else:
+            parity = parity.model_copy(update={"failures": ["logits differ by 0.5 of their range"]})
+        assert verdict_of(manifest, parity).kind == "different"
+
+
+EVIL = "</style></title><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>\u202e"
+
+
+class TestHostile:
+    @pytest.fixture
+    def evil(self, proven_int8: Path, copy: Copy) -> Path:
+        """A bundle that opens, with markup wherever a text may stand."""
+        path = copy(proven_int8)
+        manifest = json.loads((path / "manifest.json").read_text())
+        name = EVIL.replace("/", "|").replace("\u202e", "")
+        (path / name).write_text("x")
+        manifest |= {
+            "name": EVIL,
+            "created": EVIL,
+            "command": [EVIL] * 3,
+            "tool": {EVIL: EVIL},
+            "session": {EVIL: EVIL},
+        }
+        manifest["source"] = {"kind": EVIL, "path": EVIL, "sha256": EVIL}
+        manifest["inputs"][0] = {"name": EVIL, "dtype": EVIL, "shape": [EVIL]}
+        manifest["quantization"]["kept"] = {EVIL: EVIL}
+        manifest["quantization"]["kernels"] = {EVIL: 1}
+        manifest["parameters"] = 10**3000
+        parity = json.loads((path / "parity.json").read_text())
+        parity["graph_check"] = EVIL
+        case = parity["graphs"][0]["cases"][0]
+        case |= {"kind": EVIL, "error_over_range": 1e308, "kl": -1e308}
+        case["flips"] = [{"kind": EVIL, "sequence": 0, "position": 1, "depth": 1, "margin": 1e-320}]
+        (path / "parity.json").write_text(json.dumps(parity))
+        recipe = json.loads((path / "recipe.json").read_text())
+        recipe["data"] = EVIL
+        recipe["activations"] = {f"{key}{EVIL}": value for key, value in recipe["activations"].items()}
+        (path / "recipe.json").write_text(json.dumps(recipe))
+        for file in (name, "parity.json", "recipe.json"):
+            manifest["files"][file] = file_entry(path / file).model_dump()
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        remake_report(Bundle.open(path))
+        return path
+
+    def test_markup_in_it_is_text(self, evil: Path, proven_int8: Path) -> None:
+        page = page_of(evil)
+        check_self_contained(page)
+        assert page.text.count("<script>alert(1)</script>") >= 15
+        assert "\u202e" not in page.text
+        known = {tag for tag, _ in page_of(proven_int8).elements}
+        assert {tag for tag, _ in page.elements} <= known | {"br"}
+
+    def test_hugeness_does_not_reach_the_page(self, proven_int8: Path) -> None:
+        subject = read_subject(Bundle.open(proven_int8), None, None)
+        manifest = subject.manifest
+        spec = manifest.inputs[0].model_copy(update={"name": "x" * 10_000})
+        huge = manifest.model_copy(
+            update={
+                "name": "n" * 10**6,
+                "command": ["w" * 1000] * 10_000,
+                "inputs": [spec] * 3000,
+                "outputs": [spec] * 3000,
+            }
+        )
+        page = render(Subject(huge, subject.inspection, subject.parity, subject.recipe, None, None))
+        assert len(page.encode()) < 1_000_000
+        assert "rows left out" in page
+
+
+def test_a_large_model_of_several_graphs_takes_less_than_a_megabyte(proven_int8: Path) -> None:
+    """Twice the 64 loops of the largest scale, in the Loop and three unrolled graphs, full of flips."""
+    subject = read_subject(Bundle.open(proven_int8), None, None)
+    assert subject.parity is not None and subject.recipe is not None
+    loops = [1, 2, 4, 8, 16, 64, 128]
+    graph = subject.parity.graphs[0]
+    flip = {"kind": "router", "sequence": 0, "position": 0, "depth": 1, "margin": 0.01}
+
+    def case(original: Any, count: int) -> dict[str, Any]:
+        depth = original.trajectory[-1].model_dump()
+        return original.model_dump() | {
+            "loops": [count],
+            "halting_depths": [1] * count,
+            "trajectory": [depth | {"depth": each} for each in range(1, count + 1)],
+            "flips": [flip | {"depth": 1 + each % count} for each in range(20)],
+        }
+
+    cases = [case(graph.cases[kind], count) for count in loops for kind in range(3)]
+    loss = subject.parity.loss[0].model_dump()
+    values = subject.parity.model_dump() | {
+        "graphs": [graph.model_dump() | {"file": f"{each}.onnx", "cases": cases} for each in range(4)],
+        "loss": [loss | {"loops": count, "depths": cases[-1]["trajectory"][:count]} for count in loops],
+    }
+    large = Subject(subject.manifest, subject.inspection, Parity.model_validate(values), subject.recipe, None, None)
+    page = render(large)
+    assert len(page.encode()) < 1_000_000
+    check_headings(Page(page))
+    assert "fell otherwise than in PyTorch: 420 or more;" in page, "20 of each of 21 cases are listed, at most"
+    assert "0.onnx (a loop of any depth)" in page
+
+
+def test_colours_can_be_read() -> None:
+    """Every shade under every text it carries, light and dark: a contrast of 4.5 at least (WCAG 2.2, 1.4.3)."""
+    from mythos_export.html_report import page
+
+    style = Path(page.__file__).with_name("style.css").read_text(encoding="utf-8")
+    light, dark = (
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+)", block))
+        for block in re.findall(r":root \{([^}]*--ink[^}]*)\}", style)
+    )
+    for theme in (light, dark):
+        shades = [theme[f"{ramp}{level}"] for ramp in "hg" for level in range(9)]
+        grounds = [theme[name] for name in ("paper", "card", "wash", "good-wash", "open-wash", "bad-wash")]
+        pairs = [(theme["ink"], ground) for ground in (*shades, *grounds)]
+        pairs += [(theme[text], theme[ground]) for text in ("quiet", "accent") for ground in ("paper", "card")]
+        pairs += [(theme["accent"], theme["wash"])]
+        pairs += [(theme[name], theme[f"{name}-wash"]) for name in ("good", "open", "bad")]
+        for text, ground in pairs:
+            assert contrast(text, ground) >= 4.5, (text, ground)
+        for series in range(6):
+            assert contrast(theme[f"s{series}"], theme["card"]) >= 3, "graphics: 1.4.11"
+
+
+def contrast(one: str, other: str) -> float:
+    brighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

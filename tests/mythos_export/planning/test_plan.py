@@ -1,0 +1,203 @@
+"""What fits, what limits, what is unknown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mythos_export.building import build
+from mythos_export.planning.devices import (
+    LEAST_CAPABILITY,
+    Device,
+    DeviceError,
+    Rates,
+    find_device,
+    kernels,
+    known_devices,
+    rate_of,
+)
+from mythos_export.planning.models import stored_from_config
+from mythos_export.planning.plan import Question, plan
+from reference_model.config import SCALES, MythosConfig
+
+BOX = Device(
+    label="a box",
+    kind="cpu",
+    memory_bytes=2_000_000,
+    reserved_bytes=100_000,
+    bandwidth=1e9,
+    rates=Rates(fp32=1e9, int8=4e9),
+)
+
+
+class TestFits:
+    @pytest.mark.parametrize("memory", [700_000, 1_000_000, 2_000_000])
+    def test_the_largest_is_the_largest(self, mla_config: MythosConfig, memory: int) -> None:
+        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        device = BOX.model_copy(update={"memory_bytes": memory})
+        question = Question(context=10, loops=4, batch=2, chunk=8, device=device)
+        found = plan(stored, question)
+        assert found.largest_context is not None and found.largest_loops is not None
+        assert found.largest_loops < 1 << 20
+        for field, largest, limit in (
+            ("context", found.largest_context, mla_config.max_seq_len),
+            ("loops", found.largest_loops, 1 << 20),
+        ):
+            if largest:
+                assert plan(stored, replace(question, **{field: largest})).fits
+            if largest < limit:
+                assert not plan(stored, replace(question, **{field: largest + 1})).fits
+
+    def test_a_byte_decides(self, mla_config: MythosConfig) -> None:
+        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        needed = plan(stored, Question(10, 4, 1, 8, BOX)).memory.total
+        just, short = (BOX.model_copy(update={"memory_bytes": size}) for size in (needed, needed - 1))
+        assert plan(stored, Question(10, 4, 1, 8, just)).fits is True
+        assert plan(stored, Question(10, 4, 1, 8, short)).fits is False
+
+    def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig) -> None:
+        memory = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8, BOX)).memory
+        assert memory.reserved == 100_000
+        assert memory.total == memory.weights + memory.cache + memory.activations + memory.reserved
+
+    def test_without_a_device_there_are_sizes_only(self, mla_config: MythosConfig) -> None:
+        found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8))
+        assert (found.fits, found.kernels, found.largest_context, found.largest_loops) == (None,) * 4
+        assert found.decode.seconds is None and found.decode.weight_bytes > 0
+
+
+class TestBounds:
+    def test_the_slower_of_memory_and_arithmetic(self, mla_config: MythosConfig) -> None:
+        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        decode = plan(stored, Question(10, 4, 1, 8, BOX)).decode
+        moved = decode.weight_bytes + decode.cache_read_bytes + decode.cache_written_bytes
+        assert decode.memory_seconds == pytest.approx(moved / 1e9)
+        assert decode.compute_seconds == pytest.approx(decode.operations["fp32"] / 1e9)
+        assert decode.seconds == max(decode.memory_seconds, decode.compute_seconds)
+        assert decode.limited_by == "memory"
+        prompt = plan(stored, Question(200, 4, 1, 200, BOX)).prefill
+        assert prompt.limited_by == "compute"
+
+    def test_each_arithmetic_at_its_own_rate(self, mla_config: MythosConfig) -> None:
+        found = plan(stored_from_config("tiny", mla_config, "portable", "int8"), Question(10, 4, 1, 8, BOX)).decode
+        operations = found.operations
+        assert found.compute_seconds == pytest.approx(operations["fp32"] / 1e9 + operations["int8"] / 4e9)
+
+    @pytest.mark.parametrize("unknown", ["bandwidth", "rates"])
+    def test_what_is_not_known_is_not_made_up(self, mla_config: MythosConfig, unknown: str) -> None:
+        blind = BOX.model_copy(update={unknown: None if unknown == "bandwidth" else Rates(int8=1e9)})
+        found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8, blind)).decode
+        known, other = (found.memory_seconds, found.compute_seconds)[:: -1 if unknown == "bandwidth" else 1]
+        assert other is None and found.limited_by is None
+        assert found.seconds == known
+
+    def test_the_cache_decides_whether_the_loop_is_read_again(self, mla_config: MythosConfig) -> None:
+        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        found = [
+            plan(stored, Question(10, 16, 1, 8, BOX.model_copy(update={"last_level_cache_bytes": size})))
+            for size in (None, 1000, 1 << 20)
+        ]
+        assert [each.loop_stays_in_cache for each in found] == [None, False, True]
+        uncached, little, all_of_it = (each.decode.weight_bytes for each in found)
+        assert uncached - little == 15 * 1000  # at each loop but the first
+        assert uncached > 3 * all_of_it
+
+
+class TestDevices:
+    def test_each_says_where_its_figures_come_from(self) -> None:
+        for name, device in known_devices().items():
+            assert device.sources, name
+            assert all(source.startswith("https://") for source in device.sources), name
+            assert device.bandwidth is not None and device.reserved_bytes > 0, name
+            assert (device.compute_capability is None) == (device.kind == "cpu"), name
+
+    def test_orin_figures_agree_with_its_architecture(self) -> None:
+        """A streaming multiprocessor has 128 cores and tensor cores for 4096 int8 operations a clock: 16 times fp32."""
+        orins = [device for name, device in known_devices().items() if "orin" in name]
+        assert len(orins) == 6
+        for device in orins:
+            rates = device.rates
+            assert rates.int8 is not None and rates.fp32 is not None
+            assert rates.int8 / rates.fp32 == pytest.approx(16, rel=0.03), device.label
+
+    def test_limits_are_those_of_build(self) -> None:
+        assert build._LEAST_SM == LEAST_CAPABILITY
+
+    @pytest.mark.parametrize(
+        ("device", "target", "precision", "able"),
+        [
+            ("jetson-orin-nano-8gb", "tensorrt", "int8", True),
+            ("jetson-orin-nano-8gb", "tensorrt", "fp8", False),
+            ("jetson-orin-nano-8gb", "tensorrt", "int4", False),
+            ("rtx-4060", "tensorrt", "fp8", True),
+            ("h200-sxm", "tensorrt", "int4", True),
+            ("raspberry-pi-5-8gb", "onnxruntime", "int4", True),
+            ("raspberry-pi-5-8gb", "portable", "int4", False),
+            ("raspberry-pi-5-8gb", "tensorrt", "fp32", False),
+        ],
+    )
+    def test_kernels(self, device: str, target: str, precision: str, able: bool) -> None:
+        assert kernels(find_device(device), target, precision) is able
+
+    def test_fp32_on_a_gpu_may_be_tf32(self) -> None:
+        orin, thor = find_device("jetson-agx-orin-64gb"), find_device("jetson-thor-t5000")
+        assert rate_of(orin, "fp32") == orin.rates.tf32
+        assert rate_of(thor, "fp32") is None
+
+
+GOOD = {"label": "mine", "kind": "gpu", "compute_capability": "8.9", "memory_bytes": 10**9, "bandwidth": 1e9}
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+class TestOwnDevice:
+    def test_it_is_read(self, tmp_path: Path) -> None:
+        device = find_device(write(tmp_path / "mine.json", GOOD))
+        assert (device.label, device.bandwidth, device.rates.fp32) == ("mine", 1e9, None)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"memory_bytes": 0}, "memory_bytes"),
+            ({"memory_bytes": "much"}, "memory_bytes"),
+            ({"memory_bytes": None}, "memory_bytes"),
+            ({"bandwidth": -1}, "bandwidth"),
+            ({"bandwidth": 1e999}, "bandwidth"),
+            ({"kind": "tpu"}, "kind"),
+            ({"compute_capability": None}, "compute_capability is missing"),
+            ({"compute_capability": "89"}, "compute_capability"),
+            ({"rates": {"fp12": 1}}, "fp12"),
+            ({"colour": "green"}, "colour"),
+        ],
+    )
+    def test_a_bad_field_is_named(self, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+        with pytest.raises(DeviceError, match=words):
+            find_device(write(tmp_path / "mine.json", GOOD | change))
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", "nonsense", "[" * 10_000, " " * (1 << 17)])
+    def test_what_is_no_device_is_refused(self, tmp_path: Path, content: str) -> None:
+        with pytest.raises(DeviceError, match=r"mine\.json: "):
+            find_device(write(tmp_path / "mine.json", content))
+
+    def test_a_missing_file_and_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "folder.json").mkdir()
+        with pytest.raises(DeviceError, match="cannot be read"):
+            find_device(str(tmp_path / "none.json"))
+        with pytest.raises(DeviceError, match="not a regular file"):
+            find_device(str(tmp_path / "folder.json"))
+
+    def test_an_unknown_name_lists_the_known(self) -> None:
+        with pytest.raises(DeviceError, match=r"known: .*rtx-4090"):
+            find_device("toaster")
+
+
+def test_a_dense_target_says_so() -> None:
+    stored = stored_from_config("1b", SCALES["1b"], "tensorrt", "fp16")
+    assert plan(stored, Question(64, 4, 1, 64)).every_expert
