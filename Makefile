@@ -21,7 +21,7 @@ DEMO_MODEL := --scale nano
 DEMO_PROMPT := d>a h>c a>h f>g c>e g>b b>d e>f 3 a
 DEMO_BUNDLE := runs/demo
 
-.PHONY: help demo test lint types unit server format clean
+.PHONY: help demo test lint types unit server browser format clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,12 +41,26 @@ lint: $(FOR_DEV)  ## ruff: rules and format
 types: $(FOR_DEV)  ## mypy
 	$(BIN)/mypy
 
-unit: $(FOR_DEV) server  ## pytest
+unit: $(FOR_DEV) server browser  ## pytest
 	$(BIN)/pytest $(if $(CI),-m "")
 
 server:  ## the environment that serves with Triton, where this Python can
 	@if $(PYTHON) -c '$(CAN_SERVE)'; then $(MAKE) --no-print-directory $(FOR_TRITON); \
 	else echo "no Triton server for this system or Python, so its tests are skipped (PYTHON=python3.12 make test)"; fi
+
+# The tests of report.html drive a real browser: Debian's packages, installed where that asks for no password.
+BROWSER := chromium chromium-driver
+
+browser:  ## a Chromium, for the tests that need one
+	@if command -v chromedriver >/dev/null 2>&1; then exit 0; fi; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$as true 2>/dev/null; then \
+		echo "installing $(BROWSER)"; \
+		$$as apt-get update -qq && \
+		$$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER) >/dev/null; \
+	else \
+		echo "no Chromium: the browser tests are skipped; install $(BROWSER) to run them" >&2; \
+	fi
 
 format: $(FOR_DEV)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engines.cache import slots_for
 from mythos_export.bundle import CachePart
 from mythos_export.planning.tensors import BITS
 
@@ -25,8 +26,9 @@ class CacheSize(NamedTuple):
         return self.per_token + loops * self.per_token_and_loop
 
     def total(self, *, loops: int, batch: int, context: int) -> int:
-        """Everything allocated for `context` slots in each sequence, the mask (one slot more) included."""
-        return batch * (context * self.token(loops) + (context + 1) * _MASK)
+        """Everything allocated for `context` tokens in each sequence, the mask (one slot more) included."""
+        slots = slots_for(context)
+        return batch * (slots * self.token(loops) + (slots + 1) * _MASK)
 
 
 def cache_size(parts: Sequence[CachePart]) -> CacheSize:
