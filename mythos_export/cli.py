@@ -338,7 +338,7 @@ def serve(
     log_verbose: Annotated[bool, typer.Option("--log-verbose", help="Show all that the server logs.")] = False,
 ) -> None:
     """Serve a bundle with Triton on this machine, until Ctrl-C; needs neither torch nor onnx."""
-    from engines.triton.server import Ports
+    from engines.triton.server.launch import Ports
     from mythos_export.commands import serve as command
 
     command.run(

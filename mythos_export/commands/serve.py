@@ -18,10 +18,10 @@ from typing import Any
 from engines.engine import Engine
 from engines.errors import EngineError
 from engines.onnxruntime import OnnxRuntimeEngine
-from engines.triton.installation import find_installation
-from engines.triton.record import Entry, read_record
-from engines.triton.repository import write_repository
-from engines.triton.server import CONTROL_HEADER, NO_TELEMETRY, Ports, TritonServer, list_models
+from engines.triton.repository.record import Entry, read_record
+from engines.triton.repository.write import write_repository
+from engines.triton.server.installation import find_installation
+from engines.triton.server.launch import CONTROL_HEADER, NO_TELEMETRY, Ports, TritonServer, list_models
 from engines.triton.settings import read_settings
 from mythos_export.bundle import Bundle
 from mythos_export.progress import Reporter

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from engines.errors import EngineError
-from engines.triton.kserve import check_service, inference_service
-from engines.triton.repository import check_repository, write_repository
+from engines.triton.repository.kserve import check_service, inference_service
+from engines.triton.repository.write import check_repository, write_repository
 from mythos_export.bundle import Bundle
 from mythos_export.commands.output import print_json
 from mythos_export.progress import Reporter

@@ -77,7 +77,7 @@ def repository(
     tiny_bundle: Path, tiny_gqa_bundle: Path, half_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A repository with an MLA bundle, a GQA bundle and one in bfloat16: mla, gqa, half, and each with -tensors."""
-    from engines.triton.repository import write_repository
+    from engines.triton.repository.write import write_repository
 
     folder = tmp_path_factory.mktemp("models") / "repository"
     for name, path in (("mla", tiny_bundle), ("gqa", tiny_gqa_bundle), ("half", half_bundle)):

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from engines.onnxruntime import OnnxRuntimeEngine
-from engines.triton.signature import chosen_graph
+from engines.triton.repository.signature import chosen_graph
 from mythos_export.bundle import Bundle
 
 

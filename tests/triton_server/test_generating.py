@@ -159,7 +159,7 @@ def test_options_as_parameters(server: Served, mla: engines.Engine) -> None:
     assert answer["output_ids"] == list(mla.generate([9], 2, max_new_tokens=5, seed=3, temperature=2.5))
 
 
-def test_concurrent_streams_of_all_depths_and_lengths(server: Served, mla: engines.Engine) -> None:
+def test_concurrent_streams_of_all_depths_and_lengths(server: Served) -> None:
     """Each gets, token by token, what it would get alone; none is lost."""
     draw = np.random.default_rng(0)
     cases = [
@@ -185,8 +185,9 @@ def test_concurrent_streams_of_all_depths_and_lengths(server: Served, mla: engin
     for thread in threads:
         thread.join(120)
     for index, (ids, given) in enumerate(cases):
-        options = {name: value for name, value in given.items() if name in ("temperature", "seed", "top_k")}
-        alone = list(mla.generate(ids, given["n_loops"], max_new_tokens=given["max_tokens"], **options))
+        alone = generate(server, input_ids=ids, **{**given, "stream": False})["output_ids"]
+        alone = alone if isinstance(alone, list) else [alone]  # Triton writes a list of one as the one
+        assert len(alone) == given["max_tokens"]
         assert answers[index] == Answer(alone, len(alone) + 1, "length", ""), index
     assert eventually(lambda: idle(server))
 

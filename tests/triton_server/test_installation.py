@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from engines.errors import EngineError
-from engines.triton import installation
-from engines.triton.installation import find_installation
+from engines.triton.server import installation
+from engines.triton.server.installation import find_installation
 
 
 @pytest.fixture

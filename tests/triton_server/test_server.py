@@ -276,7 +276,7 @@ def test_an_altered_bundle_is_refused_before_anything_starts(run_there: Run, tin
 
 
 def test_a_repository_for_another_backend_is_refused(run_there: Run, tiny_bundle: Path, tmp_path: Path) -> None:
-    from engines.triton.repository import write_repository
+    from engines.triton.repository.write import write_repository
     from mythos_export.bundle import Bundle
 
     write_repository(Bundle.open(tiny_bundle), tmp_path / "repository", backend="onnxruntime", name="mla")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.errors import EngineError
-from engines.triton.config import check_config, generator_config, parse_config, tensors_config, to_text
-from engines.triton.files import Placer
-from engines.triton.plans import find_plans
-from engines.triton.record import Backend, Device
-from engines.triton.session_options import backend_options
-from engines.triton.signature import chosen_graph, read_signature
-from engines.triton.texts import model_py, requirements
+from engines.triton.repository.config import check_config, generator_config, parse_config, tensors_config, to_text
+from engines.triton.repository.files import Placer
+from engines.triton.repository.plans import find_plans
+from engines.triton.repository.record import Backend, Device
+from engines.triton.repository.session_options import backend_options
+from engines.triton.repository.signature import chosen_graph, read_signature
+from engines.triton.repository.texts import model_py, requirements
 from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.data_references import data_references
 

@@ -18,10 +18,10 @@ import onnxruntime
 import pytest
 
 from engines.errors import EngineError
-from engines.triton import files, models
-from engines.triton.config import parse_config
-from engines.triton.record import RECORD, read_record
-from engines.triton.repository import Repository, check_repository, write_repository
+from engines.triton.repository import files, folders
+from engines.triton.repository.config import parse_config
+from engines.triton.repository.record import RECORD, read_record
+from engines.triton.repository.write import Repository, check_repository, write_repository
 from mythos_export import __version__
 from mythos_export.bundle import Bundle, GraphFile, file_entry
 
@@ -57,7 +57,7 @@ def test_the_layout_and_every_file_of_the_bundle(toy: MakeToy, tmp_path: Path) -
         listed = {*bundle.manifest.files, "manifest.json"}
         assert {path.name for path in (repository / model / "1" / "bundle").iterdir()} == listed
         assert (
-            f"from engines.triton.{module} import TritonPythonModel"
+            f"from engines.triton.backend.{module} import TritonPythonModel"
             in (repository / model / "1" / "model.py").read_text()
         )
         assert f"mythos-export[cpu]=={__version__}" in (repository / model / "requirements.txt").read_text()
@@ -374,10 +374,10 @@ def test_a_failure_while_writing_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(models, "_write_config", full)
+    monkeypatch.setattr(folders, "_write_config", full)
     bundle = toy()
     if function == "write_tensors":
-        monkeypatch.setattr("engines.triton.repository.write_generator", lambda *_: None)
+        monkeypatch.setattr("engines.triton.repository.write.write_generator", lambda *_: None)
     with pytest.raises(EngineError, match=r"cannot be written.*No space left on device.*nothing was kept"):
         written(bundle, tmp_path / "new" / "parents" / "repo")
     assert not (tmp_path / "new").exists()
@@ -401,16 +401,16 @@ def test_a_folder_that_cannot_be_made(toy: MakeToy, tmp_path: Path) -> None:
 def test_another_writer_in_between(toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, destination = toy(), tmp_path / "repo"
     written(bundle, destination)
-    from engines.triton import repository
+    from engines.triton.repository import write as writer
 
-    write = repository.write_tensors
+    write = writer.write_tensors
 
     def slow(*arguments: Any) -> list[str]:
         monkeypatch.undo()
         written(bundle, destination, name="quick")
         return write(*arguments)
 
-    monkeypatch.setattr(repository, "write_tensors", slow)
+    monkeypatch.setattr(writer, "write_tensors", slow)
     with pytest.raises(EngineError, match="changed while this was written"):
         written(bundle, destination, name="late")
     assert read_record(destination).names() == {"m", "m-tensors", "quick", "quick-tensors"}

@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import NamedTuple, get_args
 
 from engines.errors import EngineError, one_line
-from engines.triton.config import generator_config
-from engines.triton.files import Placer, replace_entries, workplace
-from engines.triton.models import write_generator, write_tensors
-from engines.triton.record import RECORD, Backend, Device, Entry, Record, read_record
-from engines.triton.texts import readme
+from engines.triton.repository.config import generator_config
+from engines.triton.repository.files import Placer, replace_entries, workplace
+from engines.triton.repository.folders import write_generator, write_tensors
+from engines.triton.repository.record import RECORD, Backend, Device, Entry, Record, read_record
+from engines.triton.repository.texts import readme
 from mythos_export import __version__
 from mythos_export.bundle import Bundle, Progress
 

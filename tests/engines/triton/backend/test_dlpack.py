@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engines.triton import dlpack
-from engines.triton.dlpack import BFloat16Tensor, read_bfloat16
+from engines.triton.backend import dlpack
+from engines.triton.backend.dlpack import BFloat16Tensor, read_bfloat16
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 1, 4), (2, 1, 0, 16), ()])

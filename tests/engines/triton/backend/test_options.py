@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineError
-from engines.triton.options import Options, read_options
+from engines.triton.backend.options import Options, read_options
 
 TEXT = {"text_input": np.array([[b"hello"]], np.object_)}
 

@@ -8,9 +8,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from engines.text import Tokenizer
-from engines.triton.options import Options
-from engines.triton.replies import Cancellations, Outbox
-from engines.triton.stop_words import StopWords
+from engines.triton.backend.options import Options
+from engines.triton.backend.replies import Cancellations, Outbox
+from engines.triton.backend.stop_words import StopWords
 
 __all__ = ["Reply"]
 

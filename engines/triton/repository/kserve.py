@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineError
-from engines.triton.config import parse_config
-from engines.triton.record import RECORD, Entry, Record, read_record
+from engines.triton.repository.config import parse_config
+from engines.triton.repository.record import RECORD, Entry, Record, read_record
 
 __all__ = ["check_service", "inference_service"]
 

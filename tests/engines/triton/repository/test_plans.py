@@ -10,8 +10,8 @@ import pytest
 
 from engines.errors import EngineError
 from engines.receipts import Axis, EngineEntry, Profile, Receipt, source_hash
-from engines.triton.config import parse_config
-from engines.triton.repository import write_repository
+from engines.triton.repository.config import parse_config
+from engines.triton.repository.write import write_repository
 from mythos_export.bundle import Bundle, file_entry
 
 WIDE = Profile(

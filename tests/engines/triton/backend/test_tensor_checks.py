@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as drawn
 from numpy.typing import NDArray
 
 from engines.errors import EngineError
-from engines.triton.tensor_checks import check_tensors
+from engines.triton.backend.tensor_checks import check_tensors
 from mythos_export.bundle import CachePart, Limits, Manifest, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.errors import EngineError
 from engines.triton.contract import GENERATOR_INPUTS, GENERATOR_OUTPUTS, SETTINGS, Port
-from engines.triton.signature import Signature, Tensor, paired
+from engines.triton.repository.signature import Signature, Tensor, paired
 
 __all__ = ["check_config", "generator_config", "parse_config", "tensors_config", "to_text"]
 

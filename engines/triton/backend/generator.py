@@ -18,11 +18,11 @@ from engines.errors import EngineError
 from engines.serving.limits import ServingLimits
 from engines.serving.request import Request
 from engines.serving.scheduler import QueueFull, Scheduler
+from engines.triton.backend.metrics import Metrics
+from engines.triton.backend.options import Options, read_options
+from engines.triton.backend.replies import Cancellations, Outbox
+from engines.triton.backend.reply import Reply
 from engines.triton.contract import GENERATOR_INPUTS
-from engines.triton.metrics import Metrics
-from engines.triton.options import Options, read_options
-from engines.triton.replies import Cancellations, Outbox
-from engines.triton.reply import Reply
 from engines.triton.settings import read_settings
 
 __all__ = ["TritonPythonModel"]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from engines.errors import EngineError
 from engines.generation import Graph
 from engines.onnxruntime import OnnxRuntimeEngine
-from engines.triton.dlpack import BFloat16Tensor, read_bfloat16
+from engines.triton.backend.dlpack import BFloat16Tensor, read_bfloat16
+from engines.triton.backend.tensor_checks import check_tensors
+from engines.triton.repository.signature import chosen_graph
 from engines.triton.settings import read_settings
-from engines.triton.signature import chosen_graph
-from engines.triton.tensor_checks import check_tensors
 from mythos_export.bundle import Bundle
 
 __all__ = ["TritonPythonModel"]

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from engines.errors import EngineError
-from engines.triton.kserve import check_service, inference_service
-from engines.triton.record import read_record
-from engines.triton.repository import write_repository
+from engines.triton.repository.kserve import check_service, inference_service
+from engines.triton.repository.record import read_record
+from engines.triton.repository.write import write_repository
 from mythos_export.bundle import Bundle
 
 MakeToy = Callable[..., Bundle]
@@ -51,7 +51,7 @@ def test_it_is_an_inference_service(toy: MakeToy, tmp_path: Path) -> None:
 
 def test_the_metrics_are_the_generators(toy: MakeToy, tmp_path: Path) -> None:
     """A misspelt metric scales nothing, and says nothing."""
-    source = (Path(__file__).parents[3] / "engines" / "triton" / "metrics.py").read_text()
+    source = (Path(__file__).parents[4] / "engines" / "triton" / "backend" / "metrics.py").read_text()
     found = service(made(toy(), tmp_path / "repo"))
     for metric in found["spec"]["predictor"]["autoScaling"]["metrics"]:
         (name,) = metric["podmetric"]["metric"]["metricNames"]

@@ -46,10 +46,10 @@ class Harness:
 def generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module under a stand-in for Triton's."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_triton.module())
-    names = [f"engines.triton.{name}" for name in ("reply", "metrics", "generator")]
+    names = [f"engines.triton.backend.{name}" for name in ("reply", "metrics", "generator")]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("engines.triton.generator")
+    yield importlib.import_module("engines.triton.backend.generator")
     for name in names:
         sys.modules.pop(name, None)
 

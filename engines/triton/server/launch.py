@@ -25,9 +25,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from engines.errors import EngineError
-from engines.triton import watchdog
-from engines.triton.installation import Installation, find_installation
-from engines.triton.processes import dead_models
+from engines.triton.server import watchdog
+from engines.triton.server.installation import Installation, find_installation
+from engines.triton.server.processes import dead_models
 
 __all__ = ["CONTROL_HEADER", "NO_TELEMETRY", "Ports", "TritonServer", "list_models"]
 

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 from engines.errors import EngineError
-from engines.triton import config as writer
-from engines.triton.config import check_config, generator_config, parse_config, tensors_config, to_text
 from engines.triton.contract import GENERATOR_INPUTS, GENERATOR_OUTPUTS, SETTINGS
-from engines.triton.session_options import backend_options
-from engines.triton.signature import Signature, Tensor, chosen_graph, read_signature
+from engines.triton.repository import config as writer
+from engines.triton.repository.config import check_config, generator_config, parse_config, tensors_config, to_text
+from engines.triton.repository.session_options import backend_options
+from engines.triton.repository.signature import Signature, Tensor, chosen_graph, read_signature
 from mythos_export.bundle import Bundle
 
 TYPES = {

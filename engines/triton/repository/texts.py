@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from engines.triton.record import Entry, Record
+from engines.triton.repository.record import Entry, Record
 from mythos_export import __version__
 from mythos_export.bundle import Bundle
 
 __all__ = ["model_py", "readme", "requirements"]
 
-_MODEL = '''"""Written by mythos-export {version}. What runs is engines/triton/{module}.py of that package."""
+_MODEL = '''"""Written by mythos-export {version}. What runs is engines/triton/backend/{module}.py of that package."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ except ImportError as error:
 if found != NEEDED:
     raise ImportError(f"needs mythos-export {{NEEDED}}, and this is {{found}}; run: pip install -r {{REQUIREMENTS}}")
 
-from engines.triton.{module} import TritonPythonModel  # noqa: E402
+from engines.triton.backend.{module} import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''

@@ -1,0 +1,1 @@
+"""What Triton's Python backend runs: the generator, and the graph by itself."""

@@ -1,0 +1,1 @@
+"""Writes model repositories, and what deploys them."""

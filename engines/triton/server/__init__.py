@@ -1,0 +1,1 @@
+"""Starts a Triton server on this machine, and ends it."""
