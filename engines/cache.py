@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from engines.errors import EngineError
 from mythos_export.bundle import CachePart
 
-__all__ = ["BFLOAT16", "KVCache", "storage_dtype"]
+__all__ = ["BFLOAT16", "KVCache", "slots_for", "storage_dtype"]
+
+_VECTOR = 16  # floats in a CPU's widest
+_FEWEST = 80  # slots; for up to 64, ONNX Runtime cuts the sums over rows of more than 128 numbers elsewhere
 
 BFLOAT16 = np.dtype(np.uint16)  # numpy has no bfloat16: its bit patterns are kept, and 0 is 0
 _STORAGE: dict[str, np.dtype[Any]] = {
@@ -38,16 +41,25 @@ def storage_dtype(name: str) -> np.dtype[Any]:
     return _STORAGE[name]
 
 
+def slots_for(tokens: int) -> int:
+    """Slots to allocate for so many tokens: with the new token behind them they fill whole vectors, and not too few.
+
+    A CPU adds up in vectors, so where the new token lies in one decides the order of additions. Here it is always
+    the last, however much room there is: a sequence gets the same bits in any batch.
+    """
+    return max(-(-(tokens + 1) // _VECTOR) * _VECTOR, _FEWEST) - 1 if tokens else 0
+
+
 class KVCache:
-    """Rows of every stage for one running batch, in `capacity` slots per sequence.
+    """Rows of every stage for one running batch.
 
     Attributes:
-        capacity: slots.
+        capacity: slots that may be filled, of each sequence; allocated are `slots_for` of them.
         length: slots filled.
         bytes_copied: all bytes that this class has copied so far; grows by the new rows only.
-        mask: int64 [batch, capacity + 1], the attention mask of a step of one token: 1 where a slot
+        mask: int64 [batch, slots + 1], the attention mask of a step of one token: 1 where a slot
             holds a real token, 0 for padding and free slots, 1 for the new token at the end.
-        past: `past.<name>` -> [depth, batch, capacity, *row], zero where free.
+        past: `past.<name>` -> [depth, batch, slots, *row], zero where free.
     """
 
     def __init__(self, parts: Sequence[CachePart], *, loops: int, batch: int, capacity: int) -> None:
@@ -61,22 +73,23 @@ class KVCache:
             EngineError: it does not fit into memory.
         """
         self.capacity, self.length, self.bytes_copied = capacity, 0, 0
-        self._batch = batch
+        self._batch, self._slots = batch, slots_for(capacity)
         self._rows = [tuple(part.row) for part in parts]
         self._names = [part.name for part in parts]
         dtypes = [storage_dtype(part.dtype) for part in parts]
         depths = [loops if part.depth == "loops" else part.depth for part in parts]
         try:
             self._buffers = [
-                np.zeros((depth, batch, capacity, *row), dtype) for depth, row, dtype in zip(depths, self._rows, dtypes)
+                np.zeros((depth, batch, self._slots, *row), dtype)
+                for depth, row, dtype in zip(depths, self._rows, dtypes)
             ]
-            self.mask: NDArray[np.int64] = np.zeros((batch, capacity + 1), np.int64)
+            self.mask: NDArray[np.int64] = np.zeros((batch, self._slots + 1), np.int64)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address can count
             raise EngineError(
                 f"no memory for a cache of {batch} x {capacity} tokens at {loops} loops; "
                 "ask for fewer tokens, sequences or loops"
             ) from error
-        self.mask[:, capacity] = 1
+        self.mask[:, self._slots] = 1
         self.past: dict[str, NDArray[Any]] = dict(zip((f"past.{name}" for name in self._names), self._buffers))
 
     @property
@@ -93,7 +106,7 @@ class KVCache:
         if not self.length:  # nothing to look at: spare the graph the empty slots
             past = {name: buffer[:, :, :0] for name, buffer in self.past.items()}
             return {**past, "attention_mask": np.ascontiguousarray(new_mask)}
-        mask = np.concatenate((self.mask[:, : self.capacity], new_mask), axis=1)
+        mask = np.concatenate((self.mask[:, : self._slots], new_mask), axis=1)
         self.bytes_copied += mask.nbytes
         return {**self.past, "attention_mask": mask}
 

@@ -162,17 +162,24 @@ def _percentile(seconds: Sequence[float], share: int) -> float:
 @contextlib.contextmanager
 def served(bundle: Path, environment: Path, options: Sequence[str]) -> Iterator[str]:
     """`mythos-export serve` on free ports; its gRPC address."""
-    command = [environment / "bin" / "mythos-export", "serve", bundle, "--http-port", "0", "--grpc-port", "0"]
-    process = subprocess.Popen([*map(str, command), "--metrics-port", "0", "--json", *options], stdout=subprocess.PIPE)
+    ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    command = [str(environment / "bin" / "mythos-export"), "serve", str(bundle), *ports, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout is not None
-        addresses = json.loads(process.stdout.readline() or "{}")
-        if "grpc" not in addresses:
-            raise SystemExit("error: the server did not start; see above")
-        yield addresses["grpc"]
+        yield _address(process)
     finally:
         process.terminate()
         process.wait()
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    address = ""
+    for line in process.stdout or ():
+        if line.startswith("gRPC "):
+            address = line.split()[1]
+        if line.startswith("Ctrl-C"):  # the last line that `serve` prints before it serves
+            return address
+    raise SystemExit("error: the server did not start; see above")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cache import storage_dtype
+from engines.cache import slots_for, storage_dtype
 from engines.errors import EngineError
 from mythos_export.bundle import CachePart
 
@@ -32,22 +32,21 @@ class Buffers(Protocol):
 
 
 class Held(NamedTuple):
-    """Where the rows of one sequence lie: `length` slots from `start` in one row of a batch."""
+    """Where the rows of one sequence lie: the first `length` slots in one row of a batch."""
 
     cache: Buffers
     row: int
-    start: int
     length: int
     loops: int  # depths that matter to it
 
 
 def roomy(longest: int, most: int) -> int:
-    """Slots to lay out where `longest` are taken and `most` is all that will ever be.
+    """Slots to lay out where `longest` are taken and `most` is all that will ever be, rounded up by `slots_for`.
 
     They grow by a share of themselves, so all the copying of a long generation comes to a few
     copies of its rows.
     """
-    return min(most, int(_GROWTH * longest) + _SPARE_SLOTS)
+    return slots_for(min(most, int(_GROWTH * longest) + _SPARE_SLOTS))
 
 
 class BatchCache:
@@ -90,7 +89,7 @@ class BatchCache:
 
     def held(self, row: int, loops: int) -> Held:
         """Where a sequence of this batch lies."""
-        return Held(self, row, 0, int(self.lengths[row]), loops)
+        return Held(self, row, int(self.lengths[row]), loops)
 
     def drop(self, name: str) -> None:
         """Forget one tensor, so that its memory is free."""
@@ -149,7 +148,7 @@ class BatchCache:
             ) from error
         for index, held in enumerate(sequences):
             kept = held.loops if part.depth == "loops" else depth
-            rows = held.cache.past[name][:kept, held.row, held.start : held.start + held.length]
+            rows = held.cache.past[name][:kept, held.row, : held.length]
             buffer[:kept, index, : held.length] = rows
             self.bytes_copied += rows.nbytes
         for cache in {id(held.cache): held.cache for held in sequences}.values():

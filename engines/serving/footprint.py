@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engines.cache import storage_dtype
+from engines.cache import slots_for, storage_dtype
 from mythos_export.bundle import CachePart
 
 __all__ = ["Footprint"]
@@ -20,7 +20,8 @@ class Footprint:
         self._rows = [(part.depth, math.prod(part.row) * storage_dtype(part.dtype).itemsize) for part in parts]
 
     def bytes(self, sequences: int, slots: int, loops: int) -> int:
-        """Of one cache."""
+        """Of one cache for so many tokens a sequence."""
+        slots = slots_for(slots)
         return sequences * (_MASK_BYTES * (slots + 1) + slots * sum(self._row_bytes(loops)))
 
     def worst(self, sequences: int, slots: int, loops: int) -> int:
@@ -29,6 +30,7 @@ class Footprint:
         Wherever each of them lies, in its prefill's cache or in the batch's, it takes at most its
         share of one rectangle. The batch is laid out anew tensor by tensor, and then one of them is there twice.
         """
+        slots = slots_for(slots)
         twice = max(self._row_bytes(loops), default=0)
         return self.bytes(sequences, slots, loops) + sequences * (slots * twice + _MASK_BYTES * (slots + 1))
 

@@ -1,4 +1,7 @@
-"""Reading prompts: a chunk a call, or several short ones in one call."""
+"""Reading prompts: a chunk a call, or several short ones of one length in one call.
+
+Others are not padded to that length: it would shift a prompt in its cache, and with it the order of additions.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class PrefillCache(KVCache):
 
 
 class Prefill:
-    """Prompts on their way into a cache of exactly their length, padded on the left.
+    """Prompts of one length on their way into a cache.
 
     Attributes:
         tickets: whose prompts; several only if one call reads them all.
@@ -57,8 +60,8 @@ class Prefill:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(ticket.ids) for ticket in self.tickets)
+        """Tokens of each prompt."""
+        return len(self.tickets[0].ids)
 
     @property
     def nbytes(self) -> int:
@@ -76,41 +79,31 @@ class Prefill:
         if self._cache is None:
             held = int(depths.max()) if graph.loops == "dynamic" else graph.loops
             self._cache = PrefillCache(engine.manifest.cache, loops=held, batch=len(depths), capacity=self.width)
-            self._chunks = self._padded().chunks(chunk)
+            ids = np.stack([ticket.ids for ticket in self.tickets])
+            self._chunks = Prompts(ids, np.ones_like(ids), single=False).chunks(chunk)
         cache, part = self._cache, self._chunks.pop(0)
-        # only the first call of a prefill is padded, so slots read are tokens read
-        positions = cache.length + part.mask.cumsum(axis=1) - 1
         inputs: dict[str, Any] = {
             "input_ids": np.ascontiguousarray(part.ids),
-            "position_ids": positions.clip(min=0),
+            "position_ids": cache.length + part.mask.cumsum(axis=1) - 1,
             "n_loops": depths,
             **cache.inputs(part.mask),
         }
         answer = call(graph, inputs, cache.outputs, engine.manifest.limits.vocab_size)
         cache.append(answer.rows, part.mask)
-        self.last_read = int(part.mask.sum())
+        self.last_read = part.ids.size
         return answer
 
     def held(self, row: int) -> Held:
         """Where a prompt lies, once everything has been read."""
         assert self._cache is not None
-        ticket = self.tickets[row]
-        return Held(self._cache, row, self.width - len(ticket.ids), len(ticket.ids), ticket.loops)
-
-    def _padded(self) -> Prompts:
-        shape = len(self.tickets), self.width
-        ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for index, ticket in enumerate(self.tickets):
-            ids[index, shape[1] - len(ticket.ids) :] = ticket.ids
-            mask[index, shape[1] - len(ticket.ids) :] = 1
-        return Prompts(ids, mask, single=False)
+        return Held(self._cache, row, self.width, self.tickets[row].loops)
 
 
 def next_prefill(turns: deque[Prefill], chunk: int) -> Prefill:
-    """Take out whose turn it is, and with it those prompts that fit into the same call of `chunk` tokens."""
+    """Take out whose turn it is, and with it those of the same length that fit into the same call of `chunk` tokens."""
     chosen = turns.popleft()
     for other in list(turns):  # one that takes several calls is longer than a chunk, and fits with none
-        if max(chosen.width, other.width) * (len(chosen.tickets) + 1) <= chunk:
+        if chosen.width == other.width and chosen.width * (len(chosen.tickets) + 1) <= chunk:
             turns.remove(other)
             chosen.tickets += other.tickets
     return chosen

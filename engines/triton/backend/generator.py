@@ -20,7 +20,7 @@ from engines.serving.request import Request
 from engines.serving.scheduler import QueueFull, Scheduler
 from engines.triton.backend.metrics import Metrics
 from engines.triton.backend.options import Options, read_options
-from engines.triton.backend.replies import Cancellations, Outbox
+from engines.triton.backend.replies import Cancellations, Client, Outbox
 from engines.triton.backend.reply import Reply
 from engines.triton.contract import GENERATOR_INPUTS
 from engines.triton.settings import read_settings
@@ -54,21 +54,22 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Take requests in; their answers follow by their response senders."""
         for request in requests:
-            sender = request.get_response_sender()
+            client = Client(request.get_response_sender())
             try:
-                self._accept(request, sender)
+                self._accept(request, client)
             except QueueFull as error:
-                _refuse(sender, str(error), pb_utils.TritonError.UNAVAILABLE)
+                _refuse(client, str(error), pb_utils.TritonError.UNAVAILABLE)
             except EngineError as error:
-                _refuse(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+                _refuse(client, str(error), pb_utils.TritonError.INVALID_ARG)
 
     def finalize(self) -> None:
         """End what is under way, with an error for each."""
         self._scheduler.close()
         self._cancellations.close()
         self._outbox.close()
+        self._metrics.close()
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, client: Client) -> None:
         options = read_options(_tensors(request), request.parameters())
         work = Request(
             ids=self._ids(options),
@@ -80,12 +81,12 @@ class TritonPythonModel:
         tokenizer = self._engine.tokenizer if self._has_text else None
         if options.stop_words and tokenizer is None:
             raise EngineError("this bundle has no tokenizer, so no stop_words; give end_id")
-        reply = Reply(sender, options, len(work.ids), tokenizer, self._outbox, self._cancellations)
-        self._cancellations.watch(sender, reply.cancel)
+        reply = Reply(client, options, len(work.ids), tokenizer, self._outbox, self._cancellations)
+        self._cancellations.watch(client, reply.cancel)
         try:
             self._scheduler.submit(work, reply)
         except EngineError:
-            self._cancellations.forget(sender)
+            self._cancellations.forget(client)
             raise
 
     def _ids(self, options: Options) -> list[int]:
@@ -103,6 +104,5 @@ def _tensors(request: Any) -> dict[str, Any]:
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
-def _refuse(sender: Any, message: str, code: int) -> None:
-    error = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-    sender.send(error, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _refuse(client: Client, message: str, code: int) -> None:
+    client.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), final=True)

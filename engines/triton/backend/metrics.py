@@ -47,3 +47,8 @@ class Metrics:
             elif change:
                 self._metrics[name].set(value)
         self._shown = now
+
+    def close(self) -> None:
+        """Give them back, metrics before families, while the server still listens; its stub crashes otherwise."""
+        self._metrics.clear()
+        self._families.clear()

@@ -7,9 +7,46 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Cancellations", "Outbox"]
+import triton_python_backend_utils as pb_utils
+
+__all__ = ["Cancellations", "Client", "Outbox"]
 
 _POLL_SECONDS = 0.05
+
+
+class Client:
+    """Whoever sent a request: answered by one thread, and looked after by another.
+
+    With the last response Triton frees what `is_cancelled` looks at, and a server that is asked after that crashes. So
+    these two never meet; other responses do not wait for an answer to that question, which takes milliseconds.
+    """
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._answered = False
+        self._lock = threading.Lock()
+
+    def send(self, response: Any, *, final: bool) -> bool:
+        """Send a response; whether anybody takes it."""
+        if self._answered:
+            return False
+        if not final:
+            return self._sent(response, 0)
+        with self._lock:
+            self._answered = True
+            return self._sent(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def has_gone(self) -> bool:
+        """Whether it no longer waits for an answer that it has not had."""
+        with self._lock:
+            return not self._answered and bool(self._sender.is_cancelled())
+
+    def _sent(self, response: Any, flags: int) -> bool:
+        try:
+            self._sender.send(response, flags=flags)
+        except pb_utils.TritonModelException:
+            return False
+        return True
 
 
 class Outbox:
@@ -40,21 +77,21 @@ class Cancellations:
     def __init__(self, after_round: Callable[[], None]) -> None:
         """Begin; `after_round` is called after each round, from the same thread."""
         self._after_round = after_round
-        self._watched: dict[int, tuple[Any, Callable[[], None]]] = {}
+        self._watched: dict[Client, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancellations", daemon=True)
         self._thread.start()
 
-    def watch(self, sender: Any, cancel: Callable[[], None]) -> None:
-        """Call `cancel` once if the client of this response sender goes away."""
+    def watch(self, client: Client, cancel: Callable[[], None]) -> None:
+        """Call `cancel` once if this client goes away."""
         with self._lock:
-            self._watched[id(sender)] = sender, cancel
+            self._watched[client] = cancel
 
-    def forget(self, sender: Any) -> None:
+    def forget(self, client: Client) -> None:
         """The request has its answer."""
         with self._lock:
-            self._watched.pop(id(sender), None)
+            self._watched.pop(client, None)
 
     def close(self) -> None:
         """End."""
@@ -64,9 +101,9 @@ class Cancellations:
     def _run(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
             with self._lock:
-                watched = list(self._watched.values())
-            for sender, cancel in watched:
-                if sender.is_cancelled():
-                    self.forget(sender)
+                watched = list(self._watched.items())
+            for client, cancel in watched:
+                if client.has_gone():
+                    self.forget(client)
                     cancel()
             self._after_round()

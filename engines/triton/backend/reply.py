@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from engines.text import Tokenizer
 from engines.triton.backend.options import Options
-from engines.triton.backend.replies import Cancellations, Outbox
+from engines.triton.backend.replies import Cancellations, Client, Outbox
 from engines.triton.backend.stop_words import StopWords
 
 __all__ = ["Reply"]
@@ -23,14 +23,14 @@ class Reply:
 
     def __init__(
         self,
-        sender: Any,
+        client: Client,
         options: Options,
         prompt_tokens: int,
         tokenizer: Tokenizer | None,
         outbox: Outbox,
         cancellations: Cancellations,
     ) -> None:
-        self._sender, self._options, self._prompt_tokens = sender, options, prompt_tokens
+        self._client, self._options, self._prompt_tokens = client, options, prompt_tokens
         self._outbox, self._cancellations = outbox, cancellations
         self._text = tokenizer.stream() if tokenizer else None
         self._stop_words = StopWords(options.stop_words)
@@ -93,12 +93,10 @@ class Reply:
         self._end()
 
     def _end(self) -> None:
-        self._cancellations.forget(self._sender)
+        self._cancellations.forget(self._client)
 
     def _send(self, response: Any, *, final: bool) -> None:
-        try:
-            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
-        except pb_utils.TritonModelException:  # nobody takes it any more
+        if not self._client.send(response, final=final):
             self._cancelled = True
 
 

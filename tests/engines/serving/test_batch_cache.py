@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines import EngineError
-from engines.cache import KVCache
+from engines.cache import KVCache, slots_for
 from engines.serving.batch_cache import BatchCache, Held, roomy
 from engines.serving.footprint import Footprint
 from engines.serving.prefill import PrefillCache
@@ -32,21 +32,18 @@ def rows(value: int, batch: int, seq: int, loops: int) -> list[np.ndarray]:
     ]
 
 
-def prefilled(value: int, lengths: list[int], loops: int) -> PrefillCache:
-    """A left-padded prefill."""
-    width = max(lengths)
-    cache = PrefillCache(PARTS, loops=loops, batch=len(lengths), capacity=width)
-    mask = (np.arange(width) >= width - np.array(lengths)[:, None]).astype(np.int64)
-    cache.append(rows(value, len(lengths), width, loops), mask)
+def prefilled(value: int, batch: int, length: int, loops: int) -> PrefillCache:
+    cache = PrefillCache(PARTS, loops=loops, batch=batch, capacity=length)
+    cache.append(rows(value, batch, length, loops), np.ones((batch, length), np.int64))
     return cache
 
 
-def joined() -> BatchCache:
-    """Sequences of 3 and 1 tokens at 2 and 4 loops, out of one prefill at 4."""
-    source = prefilled(100, [3, 1], 4)
+def joined(capacity: int = 5) -> BatchCache:
+    """Sequences of 3 and 1 tokens at 2 and 4 loops, each out of a prefill of two at 4."""
+    sources = prefilled(100, 2, 3, 4), prefilled(102, 2, 1, 4)
     cache = BatchCache(PARTS)
-    cache.arrange([Held(source, 0, 0, 3, 2), Held(source, 1, 2, 1, 4)], loops=4, capacity=5)
-    assert source.nbytes == source.mask.nbytes  # handed over
+    cache.arrange([Held(sources[0], 0, 3, 2), Held(sources[1], 1, 1, 4)], loops=4, capacity=capacity)
+    assert all(source.nbytes == source.mask.nbytes for source in sources)  # handed over
     return cache
 
 
@@ -58,7 +55,7 @@ def key(cache: BatchCache, depth: int) -> list[list[int]]:
     return cache.past["past.recurrent.key"][depth, :, :, 1, 0].tolist()
 
 
-def test_prompts_move_to_the_front() -> None:
+def test_prompts_of_several_prefills_lie_side_by_side() -> None:
     cache = joined()
     assert latent(cache) == [[100, 101, 102, 0, 0], [112, 0, 0, 0, 0]]
     assert key(cache, 1) == [[100, 101, 102, 0, 0], [112, 0, 0, 0, 0]]
@@ -81,8 +78,8 @@ def test_each_sequence_writes_into_its_own_next_slot() -> None:
 def test_join_leave_grow_and_deepen_in_one_move() -> None:
     cache = joined()
     cache.append(rows(200, 2, 1, 4))
-    late = prefilled(500, [2], 6)
-    cache.arrange([Held(late, 0, 0, 2, 6), cache.held(1, 4)], loops=6, capacity=4)
+    late = prefilled(500, 1, 2, 6)
+    cache.arrange([Held(late, 0, 2, 6), cache.held(1, 4)], loops=6, capacity=4)
     assert latent(cache) == [[500, 501, 0, 0], [112, 210, 0, 0]]
     assert key(cache, 5) == [[500, 501, 0, 0], [0] * 4]
     assert cache.lengths.tolist() == [2, 2]
@@ -103,8 +100,8 @@ def test_a_step_copies_its_own_rows_and_nothing_else() -> None:
 
 
 def test_slots_grow_geometrically() -> None:
-    assert roomy(10, 30) == 30  # never more than will be used
-    assert roomy(10, 1000) == 76
+    assert roomy(100, 105) == slots_for(105) == 111  # never more than will be used, but for the rounding up
+    assert roomy(100, 1000) == slots_for(189) == 191
     slots, moved, length = 0, 0, 0
     while length < 100_000:
         if length == slots:
@@ -125,8 +122,7 @@ def test_rows_of_another_shape(bad: list[np.ndarray]) -> None:
 
 def test_the_footprint_is_what_is_allocated() -> None:
     footprint = Footprint(PARTS)
-    cache = joined()
-    assert footprint.bytes(2, 5, 4) == cache.nbytes
+    assert footprint.bytes(2, 5, 4) == footprint.bytes(2, 79, 4) == joined(slots_for(5)).nbytes
     prefill = PrefillCache(PARTS, loops=6, batch=3, capacity=7)
     assert footprint.bytes(3, 7, 6) == prefill.nbytes
     whole = KVCache(PARTS, loops=6, batch=3, capacity=7)
@@ -135,4 +131,4 @@ def test_the_footprint_is_what_is_allocated() -> None:
 
 def test_no_memory() -> None:
     with pytest.raises(EngineError, match=r"no memory for a cache of 1 x \d+ tokens; lower cache_bytes"):
-        BatchCache(PARTS).arrange([Held(prefilled(0, [1], 1), 0, 0, 1, 1)], loops=1 << 31, capacity=1 << 20)
+        BatchCache(PARTS).arrange([Held(prefilled(0, 1, 1, 1), 0, 1, 1)], loops=1 << 31, capacity=1 << 20)

@@ -36,12 +36,12 @@ class TestCalls:
         scheduler = Scheduler(spied.engine, ServingLimits(prefill_chunk=4))
         heard = [recorder() for _ in range(4)]
         spied.before = raising(error, lambda call: call["seq"] > 1 and 9 in call["ids"])
-        for prompt, listener in zip([[1], [9, 9], [2, 2], [3, 3, 3]], heard):
+        for prompt, listener in zip([[1, 1], [9, 9], [2], [3, 3, 3]], heard):
             scheduler.submit(Request(prompt, loops=2, max_new_tokens=5), listener)
         drive(scheduler)
         failed = [each.end.startswith("error: ") and each.end.endswith("out of order") for each in heard]
         assert failed == [True, True, False, False]  # the first two were read in one call
-        assert heard[2].tokens == toy_tokens([2, 2], 2, 5)
+        assert heard[2].tokens == toy_tokens([2], 2, 5)
         assert heard[3].tokens == toy_tokens([3, 3, 3], 2, 5)
         assert scheduler.stats[:4] == (0, 0, 0, 0)
         assert (scheduler.stats.finished, scheduler.stats.failed) == (2, 2)
@@ -119,27 +119,32 @@ class TestCalls:
         assert heard[0].tokens == toy_tokens([0], 2, 6)
         assert heard[2].tokens == toy_tokens([2], 2, 6)
 
-    @pytest.mark.parametrize(("width", "message"), [(2, "MemoryError"), (5, "no memory for a cache of 1 x 9 tokens")])
+    @pytest.mark.parametrize(
+        ("function", "size", "message"),
+        [("stack", 17, "MemoryError"), ("zeros", 5, "no memory for a cache of 1 x 17 tokens")],
+        ids=["ids", "cache"],
+    )
     def test_no_memory_for_a_prompt(
         self,
         spied: Any,
         recorder: Any,
         toy_tokens: Tokens,
         monkeypatch: pytest.MonkeyPatch,
-        width: int,
+        function: str,
+        size: int,
         message: str,
     ) -> None:
         scheduler, heard = Scheduler(spied.engine, ServingLimits(prefill_chunk=8)), [recorder(), recorder()]
-        scheduler.submit(Request([1] * 9, loops=2, max_new_tokens=3), heard[0])
+        scheduler.submit(Request([1] * 17, loops=5, max_new_tokens=3), heard[0])
         scheduler.submit(Request([1] * 2, loops=2, max_new_tokens=3), heard[1])
-        zeros = np.zeros
+        make = getattr(np, function)
 
-        def out_of_memory(shape: Any, *rest: Any) -> np.ndarray:
-            if 9 in np.atleast_1d(shape)[:width]:
+        def out_of_memory(given: Any, *rest: Any) -> np.ndarray:
+            if size in (np.atleast_1d(given) if function == "zeros" else np.shape(given)):
                 raise MemoryError
-            return zeros(shape, *rest)
+            return make(given, *rest)
 
-        monkeypatch.setattr(np, "zeros", out_of_memory)
+        monkeypatch.setattr(np, function, out_of_memory)
         drive(scheduler)
         assert heard[0].end.startswith(f"error: {message}")
         assert heard[1].tokens == toy_tokens([1] * 2, 2, 3)

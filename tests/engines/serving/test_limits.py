@@ -97,6 +97,7 @@ class TestMemory:
 
     def test_what_could_never_fit_is_refused(self, toy_engine: Engine, recorder: Any) -> None:
         needed = Footprint(toy_engine.manifest.cache).worst(1, 12, 6)
+        assert needed == 79 * (1 + 6) * 4 + 79 * 6 * 4 + 2 * 80 * 8  # 79 slots, the loops' rows and the mask twice
         Scheduler(toy_engine, ServingLimits(cache_bytes=needed)).submit(Request([1] * 3, 6, 10), recorder())
         scheduler = Scheduler(toy_engine, ServingLimits(cache_bytes=needed - 1))
         with pytest.raises(EngineError) as raised:
@@ -125,17 +126,21 @@ class TestMemory:
         assert order == ["small"] * 6 + ["large"] * 11 + ["behind"] * 2
 
     def test_who_is_admitted_could_all_grow_to_the_largest(self, spied: Any, recorder: Any) -> None:
-        footprint = Footprint(spied.engine.manifest.cache)
-        scheduler = Scheduler(spied.engine, ServingLimits(cache_bytes=footprint.worst(3, 20, 8)))
-        for request in (Request([1], 8, 2), Request([1] * 15, 1, 6), Request([1], 8, 20), Request([1], 1, 1)):
+        manifest = spied.engine.manifest
+        limits = manifest.limits.model_copy(update={"max_seq_len": 1000})
+        spied.engine.manifest = manifest.model_copy(update={"limits": limits})
+        footprint = Footprint(manifest.cache)
+        scheduler = Scheduler(spied.engine, ServingLimits(cache_bytes=footprint.worst(3, 200, 8)))
+        for request in (Request([1], 8, 2), Request([1], 1, 200), Request([1], 8, 6), Request([1], 1, 1)):
             scheduler.submit(request, recorder())
         scheduler.step()
         assert scheduler.stats[:3] == (2, 0, 1)  # a fourth would be one rectangle too many; the first has finished
 
     def test_the_bound_holds(self, spied: Any, serve: Serve, many: Many) -> None:
         """Arrays wide enough that the caches are what memory goes to."""
-        engine = widened(spied, 4096)
-        footprint, room = Footprint(engine.manifest.cache), 24 << 20
+        width = 1024
+        engine = widened(spied, width)
+        footprint, room = Footprint(engine.manifest.cache), 32 << 20
         requests = many(30, 16, 30, 9, 20)
         assert footprint.worst(len(requests), 40, 9) > 3 * room
         tracemalloc.start()
@@ -145,7 +150,7 @@ class TestMemory:
         peak = tracemalloc.get_traced_memory()[1] - baseline
         tracemalloc.stop()
         assert max(call["batch"] for call in spied.decodes) > 3
-        new_rows = max(call["batch"] * call["seq"] * max(call["loops"]) for call in spied.calls) * 4 * 4096 * 2
+        new_rows = max(call["batch"] * call["seq"] * max(call["loops"]) for call in spied.calls) * 4 * width * 2
         assert room / 3 < peak < room + new_rows + (1 << 20)
 
     def test_what_those_who_left_held_is_given_back_before_more_is_taken(self, spied: Any, recorder: Any) -> None:

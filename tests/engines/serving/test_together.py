@@ -104,12 +104,14 @@ def test_a_long_generation_grows_its_slots_and_copies_each_row_a_few_times(
 
 
 class TestPrefill:
-    def test_short_prompts_share_a_call(self, spied: Any, serve: Serve) -> None:
-        prompts = [[1, 2], [3], [4, 5, 6], [7, 7]]
-        serve(spied.engine, [Request(prompt, max_new_tokens=1) for prompt in prompts], prefill_chunk=9)
+    def test_short_prompts_of_one_length_share_a_call_and_others_do_not(self, spied: Any, serve: Serve) -> None:
+        prompts = [[1, 2], [3], [4, 5], [6, 7, 8], [9, 9], [1, 1], [2, 2]]
+        serve(spied.engine, [Request(prompt, max_new_tokens=1) for prompt in prompts], prefill_chunk=7)
         assert [(call["batch"], call["seq"], call["ids"]) for call in spied.calls] == [
-            (3, 3, [1, 2, 3, 4, 5, 6]),
-            (1, 2, [7, 7]),
+            (3, 2, [1, 2, 4, 5, 9, 9]),
+            (1, 1, [3]),
+            (1, 3, [6, 7, 8]),
+            (2, 2, [1, 1, 2, 2]),
         ]
 
     def test_no_call_reads_more_than_a_chunk(self, spied: Any, serve: Serve, many: Many) -> None:
@@ -197,7 +199,7 @@ def test_figures(toy_engine: Engine, recorder: Any) -> None:
     scheduler.step()  # four tokens of the first
     assert scheduler.stats[:3] == (0, 2, 1)
     assert scheduler.stats.prompt_tokens == 4
-    assert scheduler.stats.cache_bytes == 6 * (1 + 2) * 4 + 7 * 8  # a float of the prelude, one of each loop, the mask
+    assert scheduler.stats.cache_bytes == 79 * (1 + 2) * 4 + 80 * 8  # the prelude's float, each loop's, the mask
     scheduler.step()  # the second, and its first step
     assert scheduler.stats[:3] == (1, 1, 1)
     assert (scheduler.stats.steps, scheduler.stats.tokens, scheduler.stats.prompt_tokens) == (1, 2, 7)

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Harness:
 def generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module under a stand-in for Triton's."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_triton.module())
-    names = [f"engines.triton.backend.{name}" for name in ("reply", "metrics", "generator")]
+    names = [f"engines.triton.backend.{name}" for name in ("replies", "reply", "metrics", "generator")]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module("engines.triton.backend.generator")
@@ -79,6 +80,7 @@ def load(generator: Any, tmp_path: Path) -> Iterator[Callable[..., Harness]]:
     yield make
     for model in loaded:
         model.finalize()
+    assert not fake_triton.CRASHES
 
 
 @pytest.fixture
@@ -200,6 +202,23 @@ def test_without_a_tokenizer_it_speaks_ids(load: Callable[..., Harness], toy: Ca
     assert len(ids_of(responses)) == 3 and text_of(responses) == ""
     assert "no tokenizer; give input_ids" in refusal(harness.answer(text_input=[b"x"]))[0]
     assert "no stop_words; give end_id" in refusal(harness.answer(input_ids=[1], stop_words=[b"x"]))[0]
+
+
+def test_a_client_is_never_looked_after_once_it_is_answered(generator: Any) -> None:
+    """The server crashes otherwise: the last response frees what `is_cancelled` looks at."""
+    replies = sys.modules["engines.triton.backend.replies"]
+    watching = replies.Cancellations(after_round=lambda: None)
+    for _ in range(30):
+        clients = [replies.Client(fake_triton.Sender()) for _ in range(50)]
+        for client in clients:
+            watching.watch(client, lambda: None)
+        threading.Event().wait(0.01)
+        for client in clients:
+            assert client.send(fake_triton.Response(), final=True)
+            assert not client.send(fake_triton.Response(), final=True), "answered already"
+            watching.forget(client)
+    watching.close()
+    assert not fake_triton.CRASHES
 
 
 def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
