@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from reference_model.checkpoint import WeightSource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on many threads only wait for each other
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; what tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before an engine does
 
 MakeBundle = Callable[..., "Bundle"]

@@ -7,6 +7,7 @@ itself computes it, only a GPU can show.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -133,10 +134,12 @@ STAND_IN = types.SimpleNamespace(__version__=VERSION, Runtime=Runtime, ILogger=L
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_the_stand_in(name: str) -> Any:
-        if name != "tensorrt":
+    real = importlib.import_module
+
+    def only_the_stand_in(name: str, package: str | None = None) -> Any:
+        if name == "tensorrt_rtx":
             raise ImportError(name)
-        return STAND_IN
+        return STAND_IN if name == "tensorrt" else real(name, package)
 
     monkeypatch.setattr(tensorrt_library.importlib, "import_module", only_the_stand_in)
     monkeypatch.setattr(Logger, "__init__", lambda self: None)
