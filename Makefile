@@ -17,6 +17,8 @@ export MYTHOS_TRITON_ENV ?= $(CURDIR)/.venv-triton
 FOR_TRITON := $(MYTHOS_TRITON_ENV)/.installed
 CAN_SERVE := import sys; sys.exit(not (sys.platform == "linux" and (3, 10) <= sys.version_info[:2] <= (3, 12)))
 
+WORKERS ?= 2  # of pytest; each may hold a model of a billion weights
+
 DEMO_MODEL := --scale nano
 DEMO_PROMPT := d>a h>c a>h f>g c>e g>b b>d e>f 3 a
 DEMO_BUNDLE := runs/demo
@@ -42,7 +44,7 @@ types: $(FOR_DEV)  ## mypy
 	$(BIN)/mypy
 
 unit: $(FOR_DEV) server browser  ## pytest
-	$(BIN)/pytest $(if $(CI),-m "")
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(if $(CI),-m "")
 
 server:  ## the environment that serves with Triton, where this Python can
 	@if $(PYTHON) -c '$(CAN_SERVE)'; then $(MAKE) --no-print-directory $(FOR_TRITON); \
