@@ -39,6 +39,9 @@ class Scheduler:
 
     `start` runs it in a thread of its own; without, whoever calls `step` drives it. Listeners are
     called by whoever drives; they may submit and close, and must not step.
+
+    Attributes:
+        broken: a defect has ended its thread.
     """
 
     def __init__(self, engine: Engine, limits: ServingLimits = _DEFAULTS) -> None:
@@ -67,7 +70,7 @@ class Scheduler:
         self._running: list[Ticket] = []  # those of the admitted that decode
         self._stats = Stats(*[0] * len(Stats._fields))
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self.broken = False
 
     def submit(self, request: Request, listener: Listener) -> None:
         """Take a request into the queue; callable from any thread.
@@ -307,7 +310,7 @@ class Scheduler:
 
     def _break_down(self) -> None:
         with self._changed:
-            self._closed = True
+            self._closed = self.broken = True
         for ticket in self._everybody():
             self._fail(ticket, "the scheduler broke down, by a defect of its own; start the server again")
 

@@ -24,7 +24,7 @@ from mythos_export.progress import Reporter
 __all__ = ["BuildError", "BuildFailed", "build_engines", "check_request"]
 
 _TARGET = "tensorrt"
-_LEAST_SM = {"fp8": (8, 9), "int4": (8, 9), "bf16": (8, 0)}  # hardware without them has no kernels to choose from
+_LEAST_SM = {"fp8": (8, 9), "int4": (8, 0), "bf16": (8, 0)}  # hardware without them has no kernels to choose from
 _SHOWN = 3
 _WORK = ".building-"
 

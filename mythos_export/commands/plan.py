@@ -38,7 +38,7 @@ def run(options: Options) -> None:
     """Plan; whether it fits is an answer, not an error."""
     stored = _stored(options)
     question = read_question(
-        stored.config,
+        stored,
         context=options.context,
         loops=options.loops,
         batch=options.batch,

@@ -63,8 +63,14 @@ def _keep_serving(make: Place, host: str, ports: Ports, log_verbose: bool, repor
     """Serve, again if a process dies: Triton itself would call its model ready, and let whoever waited wait."""
     ended: list[float] = []
     while True:
-        with make() as (repository, scratch):
-            ports, why = _serve(repository, scratch, host, ports, log_verbose, report)
+        try:
+            with make() as (repository, scratch):
+                ports, why = _serve(repository, scratch, host, ports, log_verbose, report)
+        except KeyboardInterrupt:
+            if not ended:
+                raise
+            report.say("stop the server")  # it has served, and is stopped while it starts again
+            return
         if why is None:
             return
         ended = [*(moment for moment in ended if time.monotonic() - moment < _RESTARTS_WITHIN), time.monotonic()]

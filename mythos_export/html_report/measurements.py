@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -30,7 +31,7 @@ class MeasurementError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Score(_Strict):
@@ -47,6 +48,8 @@ class Score(_Strict):
     def _possible(self) -> Score:
         if self.correct > self.total:
             raise ValueError("more right answers than prompts")
+        if self.low > self.high:
+            raise ValueError("the interval ends before it begins")
         return self
 
     @property
@@ -66,6 +69,13 @@ class Accuracy(_Strict):
     reference: list[Score] = Field(max_length=4096)
     differing: Count | None
 
+    @model_validator(mode="after")
+    def _once(self) -> Accuracy:
+        _check_once("loops", self.loops)
+        for name, scores in (("scores", self.scores), ("reference", self.reference)):
+            _check_once(name, [(score.hops, score.loops) for score in scores])
+        return self
+
 
 class Measured(_Strict):
     """Time that one more token takes, on one runtime at one loop count."""
@@ -79,6 +89,15 @@ class Measured(_Strict):
     batch: Annotated[int, Field(ge=1, le=1 << 20)] = 1
     threads: Annotated[int, Field(ge=1, le=1 << 16)] | None = None  # None on a GPU
 
+    @model_validator(mode="after")
+    def _possible(self) -> Measured:
+        low, high = self.low_ms, self.high_ms
+        if (low is None) != (high is None):
+            raise ValueError("an interval has two ends: low_ms and high_ms")
+        if low is not None and high is not None and low > high:
+            raise ValueError("the interval ends before it begins")
+        return self
+
 
 class Latency(_Strict):
     """Decode latency on one machine."""
@@ -88,6 +107,21 @@ class Latency(_Strict):
     machine: Text  # "Jetson Orin Nano 8 GB, 15 W"
     measured: Text  # the day: "2026-11-22"
     measurements: list[Measured] = Field(min_length=1, max_length=1024)
+
+    @model_validator(mode="after")
+    def _once(self) -> Latency:
+        _check_once(
+            "measurements",
+            [(each.runtime, each.past, each.batch, each.threads, each.loops) for each in self.measurements],
+        )
+        return self
+
+
+def _check_once(name: str, keys: Sequence[object]) -> None:
+    """Of two values for one point a picture could only draw one."""
+    if len(set(keys)) < len(keys):
+        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        raise ValueError(f"{name}: {str(twice)[:120]} is there twice")
 
 
 Kind = TypeVar("Kind", Accuracy, Latency)

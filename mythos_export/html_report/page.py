@@ -6,13 +6,17 @@ import base64
 import hashlib
 from importlib import resources
 
+from calibration.recipe import RECIPE
 from mythos_export.html_report.markup import Markup, document, tag
+from mythos_export.html_report.measurements import ACCURACY, LATENCY
+from mythos_export.html_report.parity_file import PARITY
 from mythos_export.html_report.sections.graph import graph
 from mythos_export.html_report.sections.measured import speed, task
 from mythos_export.html_report.sections.parity import parity
 from mythos_export.html_report.sections.quantization import cost, ranges
 from mythos_export.html_report.sections.receipt import hero, receipt
 from mythos_export.html_report.subject import Subject
+from mythos_export.html_report.words import listed
 
 __all__ = ["render"]
 
@@ -69,7 +73,11 @@ def _head(subject: Subject) -> Markup:
 
 def _made(subject: Subject) -> str:
     version = subject.manifest.tool.get("mythos-export", "?")
+    sources = ((PARITY, subject.parity), (RECIPE, subject.recipe))
+    measured = ((ACCURACY, subject.accuracy), (LATENCY, subject.latency))
+    files = [name for name, found in (*sources, *measured) if found is not None]
+    as_measured = f", and in {listed(files)} as they were measured" if files else ""
     return (
-        f"By mythos-export {version}, from manifest.json and what it lists. Every picture's numbers are beneath it, "
-        "and in parity.json and recipe.json as they were measured."
+        f"By mythos-export {version}, from manifest.json and what it lists. "
+        f"Every picture's numbers are beneath it{as_measured}."
     )

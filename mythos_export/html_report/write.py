@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,8 @@ def _replace(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        work.chmod(0o666 & ~_umask())
+        # as open to others as the bundle is, which its owner may have closed
+        work.chmod(stat.S_IMODE((path.parent / MANIFEST).stat().st_mode))
         os.replace(work, path)
 
 
@@ -98,9 +100,3 @@ def _beside(path: Path) -> Iterator[Path]:
         yield work
     finally:
         work.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 __all__ = ["LEAST_CAPABILITY", "Device", "DeviceError", "Rates", "find_device", "kernels", "known_devices", "rate_of"]
 
 _FILE = Path(__file__).with_name("devices.json")
 _MAX_BYTES = 1 << 16
 # What a GPU must be able to do at least; below it there are no kernels.
-LEAST_CAPABILITY = {"fp8": (8, 9), "int4": (8, 9), "bf16": (8, 0)}
+LEAST_CAPABILITY = {"fp8": (8, 9), "int4": (8, 0), "bf16": (8, 0)}
 # ONNX Runtime has kernels for these; the rest it computes in float, after dequantising.
 _ONNX_RUNTIME = {
     ("cpu", "portable"): frozenset({"fp32", "fp16", "bf16", "int8"}),
@@ -23,7 +23,18 @@ _ONNX_RUNTIME = {
     ("gpu", "onnxruntime"): frozenset({"fp32"}),
 }
 
-Rate = Annotated[FiniteFloat, Field(gt=0)]
+_TF32 = (8, 0)  # the first compute capability that has it
+
+
+def _number(value: Any) -> Any:
+    """Neither `true` nor `"68e9"` is one; 8e9 is a fine number of bytes."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("Input should be a number")
+    return value
+
+
+Rate = Annotated[FiniteFloat, BeforeValidator(_number), Field(ge=1, le=1e21)]
+Bytes = Annotated[int, BeforeValidator(_number)]
 
 
 class DeviceError(ValueError):
@@ -51,13 +62,28 @@ class Device(_Strict):
     label: str = Field(min_length=1, max_length=80)
     kind: Literal["cpu", "gpu"]
     compute_capability: str | None = Field(default=None, pattern=r"^[0-9]{1,2}\.[0-9]$")  # of a GPU
-    memory_bytes: int = Field(gt=0, le=1 << 60)
-    reserved_bytes: int = Field(default=0, ge=0, le=1 << 60)  # what the system and the runtime keep: an allowance
+    memory_bytes: Bytes = Field(gt=0, le=1 << 60)
+    reserved_bytes: Bytes = Field(default=0, ge=0, le=1 << 60)  # what the system and the runtime keep: an allowance
     bandwidth: Rate | None = None  # bytes a second, from that memory
     rates: Rates = Rates()
-    last_level_cache_bytes: int | None = Field(default=None, gt=0, le=1 << 50)
+    last_level_cache_bytes: Bytes | None = Field(default=None, gt=0, le=1 << 50)
     sources: list[str] = Field(default_factory=list)
     note: str = ""
+
+    @field_validator("label")
+    @classmethod
+    def _printable(cls, label: str) -> str:
+        if not label.isprintable():
+            raise ValueError("has a character that cannot be printed")
+        return label
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability, to be compared."""
+        if self.compute_capability is None:
+            return None
+        major, minor = map(int, self.compute_capability.split("."))
+        return major, minor
 
 
 def known_devices() -> dict[str, Device]:
@@ -104,9 +130,9 @@ def _from_file(path: Path) -> Device:
 
 
 def rate_of(device: Device, arithmetic: str) -> float | None:
-    """Operations a second, if they are known; fp32 on a GPU means the faster of its two ways."""
+    """Operations a second, if they are known; fp32 on a GPU with TF32 means the faster of its two ways."""
     rates = device.rates
-    if arithmetic == "fp32" and device.kind == "gpu":
+    if arithmetic == "fp32" and device.capability is not None and device.capability >= _TF32:
         return None if rates.fp32 is None or rates.tf32 is None else max(rates.fp32, rates.tf32)
     found: float | None = getattr(rates, arithmetic)
     return found
@@ -116,7 +142,6 @@ def kernels(device: Device, target: str, precision: str) -> bool:
     """Does a runtime of this target multiply in that precision on this device?"""
     if target != "tensorrt":
         return precision in _ONNX_RUNTIME[device.kind, target]
-    if device.compute_capability is None:
+    if device.kind != "gpu" or device.capability is None:
         return False
-    major, minor = map(int, device.compute_capability.split("."))
-    return (major, minor) >= LEAST_CAPABILITY.get(precision, (0, 0))
+    return device.capability >= LEAST_CAPABILITY.get(precision, (0, 0))

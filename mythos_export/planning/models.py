@@ -32,6 +32,7 @@ class Stored:
     tensors: list[StoredTensor]
     rows: list[CachePart]
     kept: frozenset[str] = frozenset()  # layers left in float, beyond those that the target leaves
+    depths: tuple[int, ...] = ()  # the only loop counts that it runs; none where it runs any
 
 
 def stored_from_config(name: str, config: MythosConfig, target: str, precision: str) -> Stored:

@@ -116,7 +116,7 @@ def plan(stored: Stored, question: Question) -> Plan:
         kernels=runs,
         fits=fits(memory),
         largest_context=_largest(model, question, "context", stored.config.max_seq_len),
-        largest_loops=_largest(model, question, "loops", _MOST_LOOPS),
+        largest_loops=_deepest(model, question, stored.depths, _MOST_LOOPS),
     )
 
 
@@ -222,7 +222,17 @@ def _largest(model: Model, question: Question, field: str, most: int) -> int | N
 def largest(stored: Stored, question: Question, most: Mapping[str, int]) -> dict[str, int]:
     """The largest context, loops, batch and chunk up to some, each alone, that fit; 0 where none does."""
     model = model_of(stored)
-    return {field: _largest(model, question, field, limit) or 0 for field, limit in most.items()}
+    found = {field: _largest(model, question, field, limit) for field, limit in most.items() if field != "loops"}
+    found["loops"] = _deepest(model, question, stored.depths, most["loops"])
+    return {field: found[field] or 0 for field in most}
+
+
+def _deepest(model: Model, question: Question, depths: tuple[int, ...], most: int) -> int | None:
+    """The most loops that fit, and that there is a graph for."""
+    found = _largest(model, question, "loops", most)
+    if found is None or not depths:
+        return found
+    return max((depth for depth in depths if depth <= found), default=0)
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:

@@ -21,10 +21,13 @@ def remedies(stored: Stored, question: Question) -> list[str]:
     found = [f"--{field} {value}" for field, value in largest(stored, question, asked).items() if value]
     found += _smaller(stored, question)
     needed = memory.total - memory.reserved
+    runs = kernels(device, stored.target, stored.precision)
     roomier = (
         (other.memory_bytes, name)
         for name, other in known_devices().items()
-        if other.kind == device.kind and needed + other.reserved_bytes <= other.memory_bytes
+        if other.kind == device.kind
+        and kernels(other, stored.target, stored.precision) >= runs
+        and needed + other.reserved_bytes <= other.memory_bytes
     )
     smallest = min(roomier, default=None)
     return found if smallest is None else [*found, f"--device {smallest[1]}"]

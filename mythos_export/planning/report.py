@@ -42,7 +42,8 @@ def seconds(value: float | None) -> str:
 
 def _title(found: Plan, *, of_many: bool = False) -> Iterator[str]:
     what = found.target if of_many else f"{found.target} {found.precision}"
-    yield f"{found.name}, {what}, {found.attention}: {found.context} tokens, {found.loops} loops, batch {found.batch}"
+    name = "".join(letter if letter.isprintable() else "?" for letter in found.name)  # a file's
+    yield f"{name}, {what}, {found.attention}: {found.context} tokens, {found.loops} loops, batch {found.batch}"
     if found.device is not None:
         yield f"on {found.device}"
 
@@ -106,9 +107,11 @@ def _operations(count: float) -> str:
 
 
 def _reading(found: Plan) -> str:
-    experts = "all experts" if found.every_expert else "chosen experts"
+    chosen = "chosen experts" if found.batch == 1 else "the experts that even choices need"
+    unknown = ": no cache is known" if found.device is not None else ""
+    experts = "all experts" if found.every_expert else chosen
     again = {
-        None: "the looped block at every loop",
+        None: f"the looped block at every loop{unknown}",
         False: "the looped block at every loop but what is cached",
         True: "the looped block once: the cache holds it",
     }[found.loop_stays_in_cache]
@@ -125,10 +128,7 @@ def _limits(found: Plan) -> Iterator[str]:
 
 def _verdict(found: Plan, remedies: Sequence[str]) -> Iterator[str]:
     if found.kernels is False:
-        yield f"no kernels: {found.target} does not multiply in {found.precision} there"
-        yield from _below(
-            "it would dequantise and compute in float, slower than this, and may hold the weights in float too"
-        )
+        yield from _without_kernels(found)
     memory = found.memory
     if memory.capacity is None:
         return
@@ -140,6 +140,16 @@ def _verdict(found: Plan, remedies: Sequence[str]) -> Iterator[str]:
         yield from _below(f"{remedy} would fit")
     if not remedies:
         yield from _below("nor does anything smaller that is known here")
+
+
+def _without_kernels(found: Plan) -> Iterator[str]:
+    if found.target == "tensorrt":
+        yield f"no kernels: TensorRT builds no {found.precision} engine for it, so this does not run there"
+        return
+    yield f"no kernels: {found.target} does not multiply in {found.precision} there"
+    yield from _below(
+        "it would dequantise and compute in float, slower than this, and may hold the weights in float too"
+    )
 
 
 def _row(found: Plan) -> tuple[str, ...]:

@@ -80,11 +80,21 @@ def read_bundle(path: Path, **others: object) -> Stored:
     record = manifest.quantization
     kept = set() if record is None else set(layer_names(config)) - set(record.quantized)
     tensors = read_contents(bundle).tensors
-    return Stored(manifest.name, config, manifest.target, manifest.precision, tensors, manifest.cache, frozenset(kept))
+    graphs = [graph.loops for graph in manifest.graphs]
+    return Stored(
+        manifest.name,
+        config,
+        manifest.target,
+        manifest.precision,
+        tensors,
+        manifest.cache,
+        frozenset(kept),
+        () if "dynamic" in graphs else tuple(sorted(loops for loops in graphs if loops != "dynamic")),
+    )
 
 
 def read_question(
-    config: MythosConfig, *, context: int | None, loops: int | None, batch: int, chunk: int, device: str | None
+    stored: Stored, *, context: int | None, loops: int | None, batch: int, chunk: int, device: str | None
 ) -> Question:
     """What is to run, checked.
 
@@ -92,8 +102,10 @@ def read_question(
         PlanError: a size that the model cannot have.
         DeviceError: no such device.
     """
+    config, depths = stored.config, stored.depths
     context = min(config.max_seq_len, _DEFAULT_CONTEXT) if context is None else context
-    loops = config.max_loop_iters if loops is None else loops
+    if loops is None:
+        loops = depths[-1] if depths else config.max_loop_iters
     for name, value, most in (
         ("context", context, config.max_seq_len),
         ("loops", loops, _MOST),
@@ -102,4 +114,7 @@ def read_question(
     ):
         if not 1 <= value <= most:
             raise PlanError(f"--{name} is {value}; it must lie in 1..{most}")
+    if depths and loops not in depths:
+        known = ", ".join(map(str, depths))
+        raise PlanError(f"--loops is {loops}, but {stored.name} was exported with --loops {known}; leave it out")
     return Question(context, loops, batch, chunk, None if device is None else find_device(device))

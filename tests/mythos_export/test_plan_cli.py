@@ -77,6 +77,25 @@ class TestAnswers:
         assert written["memory"]["weights"] == inspect(bundle).weight_bytes
         assert {**written, "name": ""} == {**planned, "name": ""}
 
+    def test_an_unrolled_bundle_has_its_own_depth_and_no_other(
+        self,
+        answer: Callable[..., dict[str, Any]],
+        refused: Callable[..., str],
+        make_bundle: MakeBundle,
+        mla_config: MythosConfig,
+        tmp_path: Path,
+    ) -> None:
+        bundle = make_bundle(mla_config, loops="3").path
+        found = answer("--bundle", bundle, "--device", "rtx-4090")
+        assert (found["loops"], found["largest_loops"]) == (3, 3)
+        assert "was exported with --loops 3" in refused("plan", "--bundle", bundle, "--loops", "2")
+        needed = found["memory"]["total"] - found["memory"]["reserved"]
+        small = tmp_path / "small.json"
+        small.write_text(json.dumps({"label": "small", "kind": "cpu", "memory_bytes": needed - 1}))
+        found = answer("--bundle", bundle, "--device", small)
+        assert (found["fits"], found["largest_loops"]) == (False, 0)
+        assert found["remedies"] and not [each for each in found["remedies"] if each.startswith("--loops")]
+
     @pytest.mark.parametrize("target", list(TARGETS))
     def test_every_precision_side_by_side(
         self, run: Callable[..., Any], answer: Callable[..., dict[str, Any]], config_file: Path, target: str
@@ -99,6 +118,36 @@ class TestAnswers:
         assert [line for line in outcome.out.splitlines() if len(line) > 80] == []
         assert "None" not in outcome.out and "nan" not in outcome.out
 
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            (("tensorrt", "fp8", "jetson-orin-nano-8gb"), "TensorRT builds no fp8 engine for it"),
+            (("tensorrt", "fp32", "raspberry-pi-5-8gb"), "TensorRT builds no fp32 engine for it"),
+            (("portable", "int8", "rtx-4060"), "it would dequantise"),
+        ],
+    )
+    def test_without_kernels_it_says_what_comes_of_it(
+        self, run: Callable[..., Any], asked: tuple[str, str, str], words: str
+    ) -> None:
+        target, precision, device = asked
+        outcome = run("plan", "--scale", "1b", "--target", target, "--precision", precision, "--device", device)
+        assert "no kernels: " in outcome.out and words in outcome.out
+        assert ("dequantise" in outcome.out) is (target != "tensorrt")
+
+    def test_what_a_bound_takes_for_granted_is_said(self, run: Callable[..., Any]) -> None:
+        asked = ("plan", "--scale", "1b", "--device")
+        assert "at every loop: no cache is known" in run(*asked, "jetson-orin-nano-8gb").out
+        assert "no cache is known" not in run(*asked, "rtx-4090").out
+        assert "no cache is known" not in run("plan", "--scale", "1b").out
+        assert "reads chosen experts" in run(*asked, "rtx-4090").out
+        assert "reads the experts that even choices need" in run(*asked, "rtx-4090", "--batch", "2").out
+
+    def test_a_files_name_cannot_write_to_the_terminal(self, run: Callable[..., Any], config_file: Path) -> None:
+        hostile = config_file.rename(config_file.with_name("a\x1b[31mb.json"))
+        outcome = run("plan", "--config", hostile)
+        assert outcome.code == 0
+        assert outcome.out.startswith("a?[31mb, portable")
+
 
 class TestDoesNotFit:
     def test_it_is_an_answer_and_says_what_would(self, run: Callable[..., Any]) -> None:
@@ -106,7 +155,7 @@ class TestDoesNotFit:
         assert outcome.code == 0
         assert "does not fit: 1" in outcome.out
         assert "--precision int8 would fit" in outcome.out
-        assert "--precision int4" not in outcome.out  # no kernels there
+        assert "--precision fp8" not in outcome.out  # no kernels there
         assert "--device jetson-orin-nx-16gb would fit" in outcome.out
 
     @pytest.mark.parametrize(
@@ -120,6 +169,18 @@ class TestDoesNotFit:
         assert [remedy.split()[0] for remedy in found["remedies"]] == named
         for remedy in found["remedies"]:
             assert answer(*asked, "--device", "rtx-5090", *remedy.split())["fits"] is True, remedy
+
+    def test_a_roomier_device_has_kernels_too(self, answer: Callable[..., dict[str, Any]]) -> None:
+        """An Orin has the memory, but TensorRT builds no fp8 engine for it."""
+        asked = ("--scale", "10b", "--target", "tensorrt", "--precision", "fp8")
+        found = answer(*asked, "--device", "rtx-4060")
+        assert [each for each in found["remedies"] if each.startswith("--device")] == ["--device rtx-4090"]
+        assert answer(*asked, "--device", "rtx-4090")["kernels"] is True
+
+    def test_where_nothing_has_kernels_room_is_enough(self, answer: Callable[..., dict[str, Any]]) -> None:
+        found = answer("--scale", "10b", "--precision", "int4", "--device", "rtx-4060")
+        assert (found["kernels"], found["fits"]) == (False, False)
+        assert "--device jetson-orin-nx-16gb" in found["remedies"]
 
     def test_fewer_loops(self, answer: Callable[..., dict[str, Any]]) -> None:
         found = answer("--scale", "1b", "--precision", "fp16", "--loops", "3000", "--device", "rtx-4060")

@@ -242,6 +242,8 @@ def test_a_client_that_vanishes_frees_its_cache(server: Served) -> None:
         ({}, "request has 0 inputs"),
         (b"{", "parse"),
         (b"\xff\xfe", "parse"),
+        (b'{"input_ids": [1], "\xff": 1}', '{"error":"the name of a parameter is not valid UTF-8"}'),
+        ({"text_input": "a" * 5_000_000}, "no tokenizer; give input_ids"),  # as a form, which is urllib's default
     ],
 )
 def test_a_bad_request_is_refused_and_the_server_lives_on(

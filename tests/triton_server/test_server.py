@@ -204,6 +204,18 @@ def test_a_process_that_dies_is_replaced(serve: Serve, small_repository: Path, p
     assert shared_memory() == []
 
 
+def test_ctrl_c_while_it_starts_again(serve: Serve, small_repository: Path) -> None:
+    served = serve("--repository", small_repository)
+    shared_memory = _shared_memory(served)
+    _kill(served, "tritonserver")
+    assert eventually(lambda: "starting again" in served.errors)
+    assert served.end() == 0
+    assert served.errors.splitlines()[-1] == "stop the server"
+    assert _traces(served) == []
+    assert list(served.temporary.iterdir()) == []
+    assert shared_memory() == []
+
+
 def test_one_that_keeps_dying_is_an_error(serve: Serve, small_repository: Path) -> None:
     served = serve("--repository", small_repository)
     for _ in range(3):

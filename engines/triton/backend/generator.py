@@ -7,14 +7,17 @@ as one.
 from __future__ import annotations
 
 import json
+import os
+import traceback
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 import engines
 from engines.engine import Engine
-from engines.errors import EngineError
+from engines.errors import EngineError, one_line
 from engines.serving.limits import ServingLimits
 from engines.serving.request import Request
 from engines.serving.scheduler import QueueFull, Scheduler
@@ -27,6 +30,7 @@ from engines.triton.settings import read_settings
 
 __all__ = ["TritonPythonModel"]
 
+_BROKEN = 70  # exit code of a process with a defect
 _INPUTS = [port.name for port in GENERATOR_INPUTS]
 _LONGEST_TOKEN = 128  # characters; a text of more than this per token of max_seq_len is refused before it is encoded
 
@@ -48,7 +52,7 @@ class TritonPythonModel:
         self._scheduler = Scheduler(self._engine, ServingLimits(**settings))
         self._metrics = Metrics(args["model_name"])
         self._outbox = Outbox()
-        self._cancellations = Cancellations(after_round=lambda: self._metrics.show(self._scheduler.stats))
+        self._cancellations = Cancellations(after_round=self._look_around)
         self._scheduler.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -61,6 +65,9 @@ class TritonPythonModel:
                 _refuse(client, str(error), pb_utils.TritonError.UNAVAILABLE)
             except EngineError as error:
                 _refuse(client, str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception as error:  # noqa: BLE001  (ours; left to Triton, it answers behind the back of `client`)
+                traceback.print_exc()
+                _refuse(client, f"this server has a defect: {one_line(error)}", pb_utils.TritonError.INTERNAL)
 
     def finalize(self) -> None:
         """End what is under way, with an error for each."""
@@ -69,8 +76,16 @@ class TritonPythonModel:
         self._outbox.close()
         self._metrics.close()
 
+    def _look_around(self) -> None:
+        self._metrics.show(self._scheduler.stats)
+        if self._scheduler.broken:
+            self._outbox.close()
+            os._exit(_BROKEN)  # a model that only refuses would stay ready; a process that has ended is replaced
+
     def _accept(self, request: Any, client: Client) -> None:
-        options = read_options(_tensors(request), request.parameters())
+        tensors = _tensors(request)
+        self._check_length(tensors.get("input_ids"))
+        options = read_options(tensors, _parameters(request))
         work = Request(
             ids=self._ids(options),
             loops=options.loops,
@@ -85,9 +100,15 @@ class TritonPythonModel:
         self._cancellations.watch(client, reply.cancel)
         try:
             self._scheduler.submit(work, reply)
-        except EngineError:
+        except BaseException:
             self._cancellations.forget(client)
             raise
+
+    def _check_length(self, ids: NDArray[Any] | None) -> None:
+        """Before each becomes an object of Python: millions would hold up everybody for seconds."""
+        longest = self._engine.manifest.limits.max_seq_len
+        if ids is not None and ids.size > longest:
+            raise EngineError(f"the prompt has {ids.size} tokens, more than max_seq_len {longest}")
 
     def _ids(self, options: Options) -> list[int]:
         if options.text is None:
@@ -102,6 +123,13 @@ class TritonPythonModel:
 def _tensors(request: Any) -> dict[str, Any]:
     found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in _INPUTS}
     return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+
+
+def _parameters(request: Any) -> str:
+    try:
+        return str(request.parameters())
+    except UnicodeDecodeError as error:  # Triton takes any bytes in their names
+        raise EngineError("the name of a parameter is not valid UTF-8") from error
 
 
 def _refuse(client: Client, message: str, code: int) -> None:

@@ -30,7 +30,7 @@ def hero(subject: Subject) -> Markup:
         ("Precision", manifest.precision),
         ("Loops", _loops(subject)),
         ("Worst error", _worst(parity) if parity else "not measured"),
-        ("Same top token", percent(parity.top1_agreement) if parity else "not measured"),
+        ("Same top token", _top1(parity, subject) if parity else "not measured"),
     ]
     return tag(
         "header",
@@ -87,6 +87,11 @@ def _lede(subject: Subject) -> str:
 
 def _worst(parity: ParitySummary) -> list[Content]:
     return [short(parity.max_error_over_range), " ", tag("small", f"of {short(parity.tolerance)} allowed")]
+
+
+def _top1(parity: ParitySummary, subject: Subject) -> list[Content]:
+    against = "as PyTorch that rounds alike" if subject.quantized else "as PyTorch"
+    return [percent(parity.top1_agreement), " ", tag("small", against)]
 
 
 def _banner(verdict: Verdict) -> Markup:

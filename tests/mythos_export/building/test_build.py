@@ -34,7 +34,7 @@ MATRIX = [
     *(("fp8", sm) for sm in ("8.9", "12.0")),
     ("fp32", "8.9"),
     ("bf16", "8.9"),
-    ("int4", "8.9"),
+    ("int4", "8.6"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_a_portable_bundle_is_not_built(tiny_bundle: Path, library: Library) -> 
         check_request(Bundle.open(tiny_bundle), library, ["8.9"])
 
 
-@pytest.mark.parametrize(("precision", "sm"), [("fp8", "8.6"), ("int4", "8.0"), ("bf16", "7.5")])
+@pytest.mark.parametrize(("precision", "sm"), [("fp8", "8.6"), ("int4", "7.5"), ("bf16", "7.5")])
 def test_precisions_that_an_architecture_lacks(precision: str, sm: str, fp16: Bundle, library: Library) -> None:
     manifest: Manifest = fp16.manifest.model_copy(update={"precision": precision})
     with pytest.raises(BuildError, match=f"--sm {sm} has no {precision}"):

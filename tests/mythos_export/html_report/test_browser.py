@@ -135,6 +135,14 @@ def test_the_page_is_no_wider_than_the_window(browser: Chrome, report: Path, wid
 
 
 @pytest.mark.parametrize("width", [LAPTOP, PHONE])
+def test_no_word_of_a_tile_is_cut_off(browser: Chrome, report: Path, width: int) -> None:
+    show(browser, report, width)
+    tiles = "[...document.querySelectorAll('.tiles > div')]"
+    assert ask(browser, f"return {tiles}.length") == 6
+    assert ask(browser, f"return {tiles}.filter(each => each.scrollWidth > each.clientWidth).length") == 0
+
+
+@pytest.mark.parametrize("width", [LAPTOP, PHONE])
 def test_letters_in_pictures_are_large_enough_and_within_them(browser: Chrome, report: Path, width: int) -> None:
     show(browser, report, width)
     found = ask(

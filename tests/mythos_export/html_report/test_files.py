@@ -102,6 +102,17 @@ class TestMeasurements:
                 {"scores": [{"hops": 1, "loops": 1, "correct": 3, "total": 2, "low": 0, "high": 1}]},
                 "more right answers",
             ),
+            (
+                {"scores": [{"hops": 1, "loops": 1, "correct": 1, "total": 2, "low": 0.9, "high": 0.1}]},
+                "ends before it begins",
+            ),
+            (
+                {"scores": [{"hops": 1, "loops": 4, "correct": 1, "total": 2, "low": 0, "high": 1}] * 2},
+                r"scores: \(1, 4\) is there twice",
+            ),
+            ({"loops": [4, 8, 4]}, "loops: 4 is there twice"),
+            ({"loops": [True]}, "loops.0"),
+            ({"prompts": "40"}, "prompts"),
             ({"prompts": -1}, "prompts: .* evaluate BUNDLE --json writes one"),
             ({"loops": [1.5]}, "loops.0"),
             ({"more": 1}, "more: Extra inputs"),
@@ -113,7 +124,27 @@ class TestMeasurements:
         with pytest.raises(MeasurementError, match=complaint):
             read(Accuracy, accuracy | change)
 
-    @pytest.mark.parametrize("value", [0, -1, "NaN", 1e10, None])
+    def test_all_right_is_an_accuracy(self, read: Callable[..., Any], accuracy: dict[str, Any]) -> None:
+        """Of a Wilson interval, in floating point, 1 may lie just outside."""
+        score = {"hops": 1, "loops": 4, "correct": 4, "total": 4, "low": 0.51, "high": 0.9999999999999999}
+        assert read(Accuracy, accuracy | {"scores": [score]}).scores[0].accuracy == 1
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"low_ms": 3.0, "high_ms": 1.0}, "ends before it begins"),
+            ({"low_ms": 1.0}, "two ends"),
+            ({"loops": 4}, "there twice"),
+        ],
+    )
+    def test_a_measurement_that_contradicts_itself_is_refused(
+        self, read: Callable[..., Any], latency: dict[str, Any], change: dict[str, Any], complaint: str
+    ) -> None:
+        latency["measurements"][1] |= change
+        with pytest.raises(MeasurementError, match=complaint):
+            read(Latency, latency)
+
+    @pytest.mark.parametrize("value", [0, -1, "NaN", "3.0", True, 1e10, None])
     def test_a_latency_that_cannot_be_is_refused(
         self, read: Callable[..., Any], latency: dict[str, Any], value: object
     ) -> None:

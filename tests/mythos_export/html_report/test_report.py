@@ -68,11 +68,21 @@ class TestAnyBundle:
     def test_an_unproven_one_says_so(self, tiny_bundle: Path) -> None:
         page = page_of(tiny_bundle)
         assert "Not compared with PyTorch" in page.text
+        assert page.text.endswith("Every picture's numbers are beneath it.")  # no other file has them
         assert "Not compared: export without --no-validate" in page.text
         assert "mythos-export evaluate BUNDLE --json > FILE" in page.text
         assert "What quantising costs" not in page.text
         check_self_contained(page)
         check_headings(page)
+
+    def test_it_says_which_files_hold_the_numbers_and_what_was_compared(
+        self, proven_int8: Path, copy: Copy, accuracy: dict[str, Any], latency: dict[str, Any]
+    ) -> None:
+        assert "in parity.json and recipe.json as they were measured" in page_of(proven_int8).text
+        assert re.search(r"Same top token [0-9.]+ % as PyTorch that rounds alike", page_of(proven_int8).text)
+        path = copy(proven_int8)
+        remake_report(Bundle.open(path), Accuracy.model_validate(accuracy), Latency.model_validate(latency))
+        assert "in parity.json, recipe.json, accuracy.json and latency.json as" in page_of(path).text
 
     def test_a_proven_one_says_at_which_loops_and_what_it_costs(self, proven_int8: Path) -> None:
         page, bundle = page_of(proven_int8), Bundle.open(proven_int8)

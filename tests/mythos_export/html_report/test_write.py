@@ -124,6 +124,15 @@ def test_a_link_in_its_place_is_replaced_and_not_followed(proven_int8: Path, cop
     assert outside.read_text() == "mine"
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_it_opens_to_nobody_what_the_bundle_keeps_closed(proven_int8: Path, copy: Copy, mode: int) -> None:
+    path = copy(proven_int8)
+    for file in path.iterdir():
+        file.chmod(mode)
+    remake_report(Bundle.open(path))
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {mode}
+
+
 class TestCommand:
     def test_it_adds_what_was_measured(
         self,

@@ -132,7 +132,7 @@ class TestDevices:
         [
             ("jetson-orin-nano-8gb", "tensorrt", "int8", True),
             ("jetson-orin-nano-8gb", "tensorrt", "fp8", False),
-            ("jetson-orin-nano-8gb", "tensorrt", "int4", False),
+            ("jetson-orin-nano-8gb", "tensorrt", "int4", True),
             ("rtx-4060", "tensorrt", "fp8", True),
             ("h200-sxm", "tensorrt", "int4", True),
             ("raspberry-pi-5-8gb", "onnxruntime", "int4", True),
@@ -148,6 +148,13 @@ class TestDevices:
         assert rate_of(orin, "fp32") == orin.rates.tf32
         assert rate_of(thor, "fp32") is None
 
+    @pytest.mark.parametrize(("capability", "rate"), [("7.5", 8e12), ("8.0", None)])
+    def test_a_gpu_older_than_tf32_has_its_fp32_rate(self, capability: str, rate: float | None) -> None:
+        device = Device(
+            label="old", kind="gpu", compute_capability=capability, memory_bytes=1 << 33, rates=Rates(fp32=8e12)
+        )
+        assert rate_of(device, "fp32") == rate
+
 
 GOOD = {"label": "mine", "kind": "gpu", "compute_capability": "8.9", "memory_bytes": 10**9, "bandwidth": 1e9}
 
@@ -162,12 +169,23 @@ class TestOwnDevice:
         device = find_device(write(tmp_path / "mine.json", GOOD))
         assert (device.label, device.bandwidth, device.rates.fp32) == ("mine", 1e9, None)
 
+    def test_bytes_may_be_written_as_8e9(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "mine.json", json.dumps(GOOD).replace("1000000000,", "8e9,"))
+        assert find_device(path).memory_bytes == 8 * 10**9
+
     @pytest.mark.parametrize(
         ("change", "words"),
         [
             ({"memory_bytes": 0}, "memory_bytes"),
             ({"memory_bytes": "much"}, "memory_bytes"),
             ({"memory_bytes": None}, "memory_bytes"),
+            ({"memory_bytes": True}, "memory_bytes: .*a number"),
+            ({"last_level_cache_bytes": "4"}, "last_level_cache_bytes: .*a number"),
+            ({"bandwidth": "68e9"}, "bandwidth: .*a number"),
+            ({"bandwidth": 5e-324}, "bandwidth: .*greater"),
+            ({"rates": {"fp32": 1e308}}, r"rates\.fp32: .*less"),
+            ({"label": "\x1b[31mred"}, "label: .*printed"),
+            ({"label": "two\nlines"}, "label: .*printed"),
             ({"bandwidth": -1}, "bandwidth"),
             ({"bandwidth": 1e999}, "bandwidth"),
             ({"kind": "tpu"}, "kind"),
@@ -201,3 +219,12 @@ class TestOwnDevice:
 def test_a_dense_target_says_so() -> None:
     stored = stored_from_config("1b", SCALES["1b"], "tensorrt", "fp16")
     assert plan(stored, Question(64, 4, 1, 64)).every_expert
+
+
+def test_every_target_has_its_kernels_listed() -> None:
+    """A new target wants its entries, or `plan --device` could not speak of it."""
+    from mythos_export.targets import TARGETS
+
+    for target in TARGETS:
+        for device in known_devices().values():
+            assert isinstance(kernels(device, target, "fp32"), bool)

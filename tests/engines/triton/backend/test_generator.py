@@ -196,6 +196,35 @@ def test_a_bad_request_is_refused_and_the_next_one_served(
     assert len(ids_of(harness.answer(input_ids=[1], max_tokens=[2]))) == 2
 
 
+def test_millions_of_ids_are_refused_before_each_becomes_an_object(harness: Harness) -> None:
+    ids = np.broadcast_to(np.int64(1), 2**40)  # 8 TiB, were it written out
+    assert refusal(harness.answer(input_ids=ids))[0] == f"the prompt has {2**40} tokens, more than max_seq_len 64"
+
+
+def test_a_parameter_whose_name_is_no_text(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_triton.Request, "parameters", lambda _: b"\xff".decode())  # what Triton's does
+        message, code = refusal(harness.answer(input_ids=[1]))
+    assert message == "the name of a parameter is not valid UTF-8"
+    assert code == fake_triton.TritonError.INVALID_ARG
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
+
+
+def test_a_defect_is_the_error_of_one_request(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a wheel came off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.model._scheduler, "submit", broken)
+        message, code = refusal(harness.answer(input_ids=[1]))
+    assert message == "this server has a defect: a wheel came off" and code == fake_triton.TritonError.INTERNAL
+    assert "Traceback" in capsys.readouterr().err
+    assert harness.model._cancellations._watched == {}
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
+
+
 def test_without_a_tokenizer_it_speaks_ids(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
     harness = load(toy())
     responses = harness.answer(input_ids=[1], max_tokens=[3])
@@ -254,6 +283,18 @@ def test_unloading_answers_everybody(load: Callable[..., Harness], toy: Callable
     for sender in senders:
         last = sender.wait()[-1]
         assert last.error is None or (last.error.code == "cancelled" and "unloaded" in last.error.message)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_scheduler_that_breaks_ends_the_process(
+    generator: Any, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(generator.os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(harness.model._scheduler, "_admit", lambda: 1 / 0)
+    text, code = refusal(harness.answer(input_ids=[1], max_tokens=[3]))
+    assert "the scheduler broke down" in text and code == "internal"
+    assert ended.wait(10)
 
 
 def test_metrics_count(harness: Harness) -> None:
