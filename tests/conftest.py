@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from reference_model.checkpoint import WeightSource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on many threads only wait for each other
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; what tests interrupt would inherit it
+# What a background job or nohup ignores, its children would ignore too, and tests interrupt some of those.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import onnxruntime before an engine does
 
 MakeBundle = Callable[..., "Bundle"]

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from engines.cache import slots_for
 from mythos_export.bundle import Bundle, file_entry
 from reference_model.checkpoint import SeededWeights, load_model, parameter_shapes
 from reference_model.config import MythosConfig
@@ -124,7 +125,7 @@ def test_the_cache_counted_is_the_cache_held(tiny_gqa_bundle: Path, gqa_config: 
     contestant.import_runtime()
     contestant.load([3])
     running = contestant.resume(make_context(gqa_config, {}, 5, 3), [3, 2], room=9)
-    assert running.cache_bytes == 2 * bundle_traffic(bundle, gqa_config).cache(9, 3)
+    assert running.cache_bytes == 2 * bundle_traffic(bundle, gqa_config).cache(slots_for(9), 3)
 
 
 def test_prefill_counts_two_operations_for_each_weight_a_token_meets(gqa_config: MythosConfig) -> None:
