@@ -192,12 +192,14 @@ def test_concurrent_streams_of_all_depths_and_lengths(server: Served) -> None:
     assert eventually(lambda: idle(server))
 
 
-def test_both_models_at_once(server: Served, tiny_gqa_bundle: Path, stream: Stream) -> None:
+def test_both_models_at_once(server: Served, mla: engines.Engine, tiny_gqa_bundle: Path) -> None:
     gqa = engines.load(tiny_gqa_bundle, threads=1)
-    stream.send("gqa", [1, 2], n_loops=4, max_tokens=9, stream=True)
-    stream.send("mla", [1, 2], n_loops=4, max_tokens=1)
-    answers = sorted((stream.answer() for _ in range(2)), key=lambda answer: len(answer.ids))
-    assert answers[1].ids == list(gqa.generate([1, 2], 4, max_new_tokens=9))
+    streams = {name: Stream(server.grpc) for name in ("gqa", "mla")}  # one each: answers of two would mix on one
+    for name, stream in streams.items():
+        stream.send(name, [1, 2], n_loops=4, max_tokens=9, stream=True)
+    for name, engine in (("gqa", gqa), ("mla", mla)):
+        assert streams[name].answer().ids == list(engine.generate([1, 2], 4, max_new_tokens=9))
+        streams[name].close()
 
 
 def test_a_cancelled_request_stops(server: Served) -> None:
