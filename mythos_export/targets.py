@@ -73,13 +73,17 @@ def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
             experts=config.n_experts, top_k=config.n_experts_per_tok, dim=config.dim, expert_dim=config.expert_dim
         ),
         passes.TransposeWeights(),
+        passes.Hoist(),
     ]
 
 
 def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
     if config.attn_type == "mla":
         return passes.LowerLatentAttention(
-            heads=config.n_heads, nope_dim=config.qk_nope_head_dim, v_dim=config.v_head_dim
+            heads=config.n_heads,
+            nope_dim=config.qk_nope_head_dim,
+            rope_dim=config.qk_rope_head_dim,
+            v_dim=config.v_head_dim,
         )
     return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
 
@@ -117,7 +121,9 @@ def _fits_fused(config: MythosConfig, choices: Choices) -> bool:
 
 
 def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
-    return [passes.QuantizeNBits(NBITS, choices)] if precision == "int4" else _portable_precision(precision, choices)
+    if precision != "int4":
+        return _portable_precision(precision, choices)
+    return [passes.QuantizeNBits(NBITS, choices), passes.SpreadPast()]
 
 
 def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:

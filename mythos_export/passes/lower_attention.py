@@ -10,6 +10,8 @@ Shape letters: b batch, s new tokens, p past tokens, h heads, k latent rank, n p
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,7 +20,8 @@ from mythos_export.passes.rewriting import Lowering, attribute
 
 __all__ = ["LowerGroupedQueryAttention", "LowerLatentAttention"]
 
-_HIDDEN = float(np.finfo(np.float32).min)  # finite, so a padding row that sees no key gives no NaN
+_SEEN = float(np.finfo(np.float32).max)
+_HIDDEN = -_SEEN  # finite, so a padding row that sees no key gives no NaN
 
 
 class LowerLatentAttention(Lowering):
@@ -26,30 +29,42 @@ class LowerLatentAttention(Lowering):
 
     op_type = "LatentAttention"
 
-    def __init__(self, *, heads: int, nope_dim: int, v_dim: int) -> None:
-        self.heads, self.nope_dim, self.v_dim = heads, nope_dim, v_dim
+    def __init__(self, *, heads: int, nope_dim: int, rope_dim: int, v_dim: int) -> None:
+        self.heads, self.nope_dim, self.rope_dim, self.v_dim = heads, nope_dim, rope_dim, v_dim
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = given(node)
-        scale = build.scalar(attribute(node, "scale"))
-        up_key, up_value = self._absorbed(main, kv_up)
+        scale, rank = attribute(node, "scale"), sizes(kv_up)[1]
+        up_key, up_value = self._absorbed(main, kv_up, rank)
+        lengths = _lengths(build, visible)
         # [b, s, h, n] -> [b, h, s, n] -> latent space [b, h, s, k] -> one query row per head and token [b, h * s, k]
-        q_latent = build.op("MatMul", [_heads_first(build, q_nope), up_key])
-        q_latent = _fold_heads(build, build.op("Mul", [q_latent, scale]))
-        q_rope = _fold_heads(build, build.op("Mul", [_heads_first(build, q_rope), scale]))
+        q_latent = _scaled(build, build.op("MatMul", [_heads_first(build, q_nope), up_key]), scale, rank)
+        q_latent = self._fold_heads(build, q_latent, lengths, rank)
+        q_rope = _heads_first(build, _scaled(build, q_rope, scale, self.rope_dim))
+        q_rope = self._fold_heads(build, q_rope, lengths, self.rope_dim)
         past = build.op("Add", [_scores(build, q_latent, past_latent), _scores(build, q_rope, past_rope)])
         new = build.op("Add", [_scores(build, q_latent, latent), _scores(build, q_rope, rope)])
-        attended = _weigh(build, past, new, visible, [past_latent, latent], self.heads)
+        rows = lengths.times(build, build.ints(self.heads))
+        attended = _weigh(
+            build, (past, new), visible, (past_latent, latent), lengths, self.heads, [rows]
+        )  # [b, h * s, k]
+        apart = build.op("Concat", [lengths.batch, build.ints(self.heads), lengths.seq, build.ints(rank)], axis=0)
+        attended = build.op("Reshape", [attended, apart], allowzero=1)
         # latent outcome [b, h, s, k] -> values [b, h, s, v] -> [b, s, h * v]
-        values = build.op("MatMul", [attended, up_value])
-        values = build.op("Transpose", [values], perm=[0, 2, 1, 3])
+        values = _heads_first(build, build.op("MatMul", [attended, up_value]))
         return build.op("Reshape", [values, build.ints(0, 0, self.heads * self.v_dim)])
 
-    def _absorbed(self, main: ir.Graph, kv_up: ir.Value) -> tuple[ir.Value, ir.Value]:
-        rank = sizes(kv_up)[1]
+    def _absorbed(self, main: ir.Graph, kv_up: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
         key = parameter(main, f"{kv_up.name}.key", [self.heads, self.nope_dim, rank])
         value = parameter(main, f"{kv_up.name}.value", [self.heads, rank, self.v_dim])
         return key, value
+
+    def _fold_heads(self, build: Builder, x: ir.Value, lengths: _Lengths, width: int) -> ir.Value:
+        """[b, h, s, k] -> [b, h * s, k]: one GEMM over the shared latent instead of one per head."""
+        rows = lengths.times(build, build.ints(self.heads))
+        return build.op(
+            "Reshape", [x, build.op("Concat", [lengths.batch, rows, build.ints(width)], axis=0)], allowzero=1
+        )
 
 
 class LowerGroupedQueryAttention(Lowering):
@@ -62,32 +77,52 @@ class LowerGroupedQueryAttention(Lowering):
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         query, key, value, past_key, past_value, visible = given(node)
-        kv_heads = attribute(node, "kv_heads")
-        scale = build.scalar(attribute(node, "scale"))
+        kv_heads, lengths = attribute(node, "kv_heads"), _lengths(build, visible)
+        group = lengths.times(build, build.ints(self.heads // kv_heads))
+        folded = [build.ints(kv_heads), group]
         # [b, s, h, d] -> [b, h, s, d] -> [b, kv, g * s, d]
-        grouped = build.op("Mul", [_heads_first(build, query), scale])
-        grouped = build.op("Reshape", [grouped, build.ints(0, kv_heads, -1, self.head_dim)])
-        past = build.op("MatMul", [grouped, build.op("Transpose", [past_key], perm=[0, 2, 3, 1])])
-        new = build.op("MatMul", [grouped, build.op("Transpose", [key], perm=[0, 2, 3, 1])])
+        grouped = _heads_first(build, _scaled(build, query, attribute(node, "scale"), self.head_dim))
+        shape = build.op("Concat", [lengths.batch, *folded, build.ints(self.head_dim)], axis=0)
+        grouped = build.op("Reshape", [grouped, shape], allowzero=1)
+        scores = [
+            build.op("MatMul", [grouped, build.op("Transpose", [part], perm=[0, 2, 3, 1])]) for part in (past_key, key)
+        ]
         rows = [build.op("Transpose", [part], perm=[0, 2, 1, 3]) for part in (past_value, value)]
-        attended = _weigh(build, past, new, visible, rows, self.heads)  # [b, h, s, d]
-        attended = build.op("Transpose", [attended], perm=[0, 2, 1, 3])
-        return build.op("Reshape", [attended, build.ints(0, 0, self.heads * self.head_dim)])
+        attended = _weigh(build, (scores[0], scores[1]), visible, (rows[0], rows[1]), lengths, self.heads, folded)
+        apart = [lengths.batch, build.ints(self.heads), lengths.seq, build.ints(self.head_dim)]
+        attended = build.op("Reshape", [attended, build.op("Concat", apart, axis=0)], allowzero=1)  # [b, h, s, d]
+        return build.op("Reshape", [_heads_first(build, attended), build.ints(0, 0, self.heads * self.head_dim)])
+
+
+class _Lengths(NamedTuple):
+    """Sizes of a call, int64 [1] each; read off the mask, which a Loop captures: so they are computed once, outside."""
+
+    batch: ir.Value
+    seq: ir.Value
+    past: ir.Value
+    total: ir.Value  # past and new
+
+    def times(self, build: Builder, factor: ir.Value) -> ir.Value:
+        """A number of new tokens."""
+        return build.op("Mul", [self.seq, factor])
+
+
+def _lengths(build: Builder, visible: ir.Value) -> _Lengths:
+    """From the mask [b, 1, s, p + s]."""
+    batch, seq, total = (build.op("Shape", [visible], start=axis, end=axis + 1) for axis in (0, 2, 3))
+    return _Lengths(batch, seq, build.op("Sub", [total, seq]), total)
+
+
+def _scaled(build: Builder, x: ir.Value, scale: float, width: int) -> ir.Value:
+    """x [..., width] times the scale.
+
+    Written as a vector: a scalar ONNX Runtime would put into the MatMul behind it, which then is slow for one row.
+    """
+    return build.op("Mul", [x, build.op("Constant", [], value=ir.tensor(np.full(width, scale, np.float32)))])
 
 
 def _heads_first(build: Builder, x: ir.Value) -> ir.Value:
     return build.op("Transpose", [x], perm=[0, 2, 1, 3])
-
-
-def _fold_heads(build: Builder, x: ir.Value) -> ir.Value:
-    """[b, h, s, k] -> [b, h * s, k]: one GEMM over the shared latent instead of one per head.
-
-    The width is read from the tensor: a zero-length sequence must not make it ambiguous.
-    """
-    width = build.op("Shape", [x], start=3, end=4)
-    batch = build.op("Shape", [x], start=0, end=1)
-    rows = build.op("Mul", [build.op("Shape", [x], start=1, end=2), build.op("Shape", [x], start=2, end=3)])
-    return build.op("Reshape", [x, build.op("Concat", [batch, rows, width], axis=0)], allowzero=1)
 
 
 def _scores(build: Builder, query: ir.Value, rows: ir.Value) -> ir.Value:
@@ -96,23 +131,31 @@ def _scores(build: Builder, query: ir.Value, rows: ir.Value) -> ir.Value:
 
 
 def _weigh(
-    build: Builder, past: ir.Value, new: ir.Value, visible: ir.Value, rows: list[ir.Value], heads: int
+    build: Builder,
+    scores: tuple[ir.Value, ir.Value],
+    visible: ir.Value,
+    rows: tuple[ir.Value, ir.Value],
+    lengths: _Lengths,
+    heads: int,
+    folded: list[ir.Value],
 ) -> ir.Value:
-    """Softmax over past and new scores, and the weighted sum of their rows -> [b, h, s, width].
+    """Softmax over past and new scores, and the weighted sum of their rows.
 
-    `past` and `new` are [..., p] and [..., s] with any split of the h * s rows before; so are the results.
+    Args:
+        scores: [b, *folded, p] and [b, *folded, s]; `folded` splits the heads * s rows in its own way.
+        rows: [b, ..., p, width] and [b, ..., s, width].
+
+    Returns:
+        [b, *folded, width].
     """
-    lengths = [build.op("Shape", [part], start=-1) for part in (past, new)]
-    total = build.op("Add", lengths)
-    folded = build.op("Shape", [past], start=0, end=-1)
-    batch = build.op("Shape", [visible], start=0, end=1)
-    seq = build.op("Shape", [visible], start=2, end=3)
-    apart = build.op("Concat", [batch, build.ints(heads), seq, total], axis=0)
-    scores = build.op("Reshape", [build.op("Concat", [past, new], axis=-1), apart], allowzero=1)
-    scores = build.op("Where", [visible, scores, build.scalar(_HIDDEN)])  # [b, h, s, p + s]
-    weights = build.op("Softmax", [scores], axis=-1)
-    weights = build.op("Reshape", [weights, build.op("Concat", [folded, total], axis=0)], allowzero=1)
-    of_past, of_new = build.op("Split", [weights, build.op("Concat", lengths, axis=0)], outputs=2, axis=-1)
-    mixed = build.op("Add", [build.op("MatMul", [of_past, rows[0]]), build.op("MatMul", [of_new, rows[1]])])
-    width = build.op("Shape", [mixed], start=-1)
-    return build.op("Reshape", [mixed, build.op("Concat", [batch, build.ints(heads), seq, width], axis=0)], allowzero=1)
+    joined = build.op("Concat", [*scores], axis=-1)
+    apart = build.op("Concat", [lengths.batch, build.ints(heads), lengths.seq, lengths.total], axis=0)
+    joined = build.op("Reshape", [joined, apart], allowzero=1)  # [b, h, s, p + s]
+    # The smaller of score and limit: as a Where on the mask, and quicker than its broadcast.
+    limits = build.op("Where", [visible, build.scalar(_SEEN), build.scalar(_HIDDEN)])
+    weights = build.op("Softmax", [build.op("Min", [joined, limits])], axis=-1)
+    together = build.op("Concat", [lengths.batch, *folded, lengths.total], axis=0)
+    weights = build.op("Reshape", [weights, together], allowzero=1)
+    parts = build.op("Concat", [lengths.past, lengths.seq], axis=0)
+    of_past, of_new = build.op("Split", [weights, parts], outputs=2, axis=-1)
+    return build.op("Add", [build.op("MatMul", [of_past, rows[0]]), build.op("MatMul", [of_new, rows[1]])])

@@ -1,0 +1,75 @@
+"""What every depth computes anew though it is the same for all, moved out of the Loop.
+
+Sizes, shapes, limits of the mask: small things, but each is a node, and a node costs a microsecond or two at every
+depth.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir import convenience
+
+from mythos_export.graph_parts import is_parameter, recurrent_loop
+from mythos_export.passes.rewriting import PassDidNothing
+
+__all__ = ["Hoist"]
+
+
+class Hoist(ir.passes.InPlacePass):
+    """Moves the nodes of the body that read only constants and what is captured in front of the Loop.
+
+    Nodes that read a parameter stay: a weight's transposition or dequantisation has to stand beside its product.
+    Requires the `Loop`; ensures nothing about graphs without such nodes, and raises PassDidNothing there.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        main, loop = model.graph, recurrent_loop(model.graph)
+        body = loop.attributes["body"].as_graph()
+        moved = _invariant(body, main)
+        if not moved:
+            raise PassDidNothing("Hoist: every node of the body depends on the depth")
+        copies: dict[ir.Value, ir.Node] = {}  # by constant of the body
+        for node in moved:
+            _take_constants_along(node, body, copies)
+            body.remove(node)
+        main.insert_before(loop, [*copies.values(), *moved])
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _invariant(body: ir.Graph, main: ir.Graph) -> list[ir.Node]:
+    """Nodes of the body that compute the same at every depth, in order; constants are not counted as computing."""
+    varying, results = {*body.inputs}, {*body.outputs}
+    found = []
+    for node in body:
+        if node.op_type == "Constant":
+            continue
+        depends = any(value in varying or is_parameter(value, main) for value in node.inputs if value is not None)
+        holds_graph = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        if depends or holds_graph or results & {*node.outputs}:
+            varying.update(node.outputs)
+        else:
+            found.append(node)
+    return found
+
+
+def _take_constants_along(node: ir.Node, body: ir.Graph, copies: dict[ir.Value, ir.Node]) -> None:
+    """Let the node read copies of the body's constants: the body may still need its own."""
+    for index, value in enumerate(node.inputs):
+        content = None if value is None else _constant(value, body)
+        if value is None or content is None:
+            continue
+        if value not in copies:
+            copy = ir.Node("", "Constant", [], [ir.AttrTensor("value", content)], name=f"{value.name}.hoisted")
+            copy.outputs[0].name, copy.outputs[0].type = copy.name, value.type
+            copies[value] = copy
+        node.replace_input_with(index, copies[value].outputs[0])
+
+
+def _constant(value: ir.Value, body: ir.Graph) -> ir.TensorProtocol | None:
+    """What a constant of the body holds; None for any other value."""
+    if body.initializers.get(str(value.name)) is value:
+        return value.const_value
+    producer = value.producer()
+    if producer is None or producer.graph is not body or producer.op_type != "Constant":
+        return None
+    return convenience.get_const_tensor(value)
