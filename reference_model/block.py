@@ -45,8 +45,10 @@ class MoEBlock(_Block):
         super().__init__(config)
         self.ffn = MixtureOfExperts(config)
 
-    def forward(self, x: Tensor, rope: Rope, visible: Tensor, past: Rows) -> tuple[Tensor, Rows, Routing]:
-        """x [b, s, d] -> ([b, s, d], the rows this call adds to the cache, routing)."""
+    def forward(
+        self, x: Tensor, rope: Rope, visible: Tensor, past: Rows, within_depth: Tensor
+    ) -> tuple[Tensor, Rows, Routing]:
+        """x [b, s, d], within_depth bool [b, 1, 1] -> ([b, s, d], the rows this call adds to the cache, routing)."""
         x, rows = self.attend(x, rope, visible, past)
-        mixed, routing = self.ffn(self.ffn_norm(x))
+        mixed, routing = self.ffn(self.ffn_norm(x), within_depth)
         return x + mixed, rows, routing

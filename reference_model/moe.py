@@ -18,7 +18,7 @@ class Routing(NamedTuple):
 
     scores: Tensor  # [n, experts]: logits plus bias; what the top-k compares
     experts: Tensor  # [n, k] int64, best first
-    weights: Tensor  # [n, k], sum 1
+    weights: Tensor  # [n, k], sum 1; all 0 for a token that needs no expert
 
 
 class MixtureOfExperts(nn.Module):
@@ -39,10 +39,17 @@ class MixtureOfExperts(nn.Module):
             SwiGLU(config.dim, config.shared_expert_dim) for _ in range(config.n_shared_experts)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """[b, s, d] -> ([b, s, d], routing of the b * s tokens)."""
+    def forward(self, x: Tensor, within_depth: Tensor) -> tuple[Tensor, Routing]:
+        """[b, s, d] -> ([b, s, d], routing of the b * s tokens).
+
+        Args:
+            within_depth: bool [b, 1, 1]. Nobody reads what a sequence computes past its depth: it weighs its experts
+                by 0, so that a runtime may leave them out.
+        """
         tokens = x.flatten(0, 1)
+        needed = within_depth.expand(-1, x.shape[1], -1).flatten(0, 1)  # [n, 1]
         routing = self.route(tokens)
+        routing = routing._replace(weights=torch.where(needed, routing.weights, 0.0))
         out = self.mix(tokens, routing)
         for expert in self.shared_experts:
             out = out + expert(tokens)

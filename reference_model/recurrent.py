@@ -151,10 +151,11 @@ class RecurrentBlock(nn.Module):
             rope, visible, past: as for a block; `past` is the cache of this very depth.
         """
         signal = loop_signal(loop_index, self.dim, self.loop_dim)
-        block_out, rows, routing = self.block(self.norm(state.hidden + signal + encoded), rope, visible, past)
+        within_depth = (loop_index < n_loops)[:, None, None]
+        x = self.norm(state.hidden + signal + encoded)
+        block_out, rows, routing = self.block(x, rope, visible, past, within_depth)
         block_out = block_out + self.lora(block_out, loop_index)
         hidden = self.injection(state.hidden, encoded, block_out)
-        within_depth = (loop_index < n_loops)[:, None, None]
         weight, spent, running = self.act(hidden, state.cumulative_p[..., :1], within_depth)
         after = LoopState(hidden, state.output + weight * hidden, state.cumulative_p + spent)
         spent_so_far = after.cumulative_p[..., 0]

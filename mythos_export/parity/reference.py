@@ -159,7 +159,9 @@ def guided(model: MythosModel, guide: Inside) -> Iterator[None]:
         batch = guide.experts.shape[1]
         experts = at(guide.experts, depth, len(tokens) // batch).flatten(0, 1)
         chances = (routing.scores - moe.router_bias).softmax(dim=-1).gather(-1, experts)
-        return mix(tokens, Routing(routing.scores, experts, chances / chances.sum(dim=-1, keepdim=True)))
+        shares = chances / chances.sum(dim=-1, keepdim=True)
+        needed = routing.weights.sum(dim=-1, keepdim=True) > 0  # not past its sequence's depth
+        return mix(tokens, Routing(routing.scores, experts, torch.where(needed, shares, 0.0)))
 
     with patch.object(recurrent, "step", guided_step), patch.object(moe, "mix", guided_mix):
         yield

@@ -4,7 +4,7 @@ The (token, expert) pairs are sorted by expert (TopK), the tokens gathered in th
 the experts' counts. An expert without tokens gets a tensor of no rows, and a MatMul of no rows reads
 no weights: so one formulation serves the prompt (every expert at most once) and the single token
 (only its top-k), without a branch, and the weights stay two-dimensional constants that a runtime can
-pack.
+pack. A pair that weighs nothing (its sequence has reached its depth) is sent to no expert.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ class LowerMoEGrouped(Lowering):
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
-        pairs = build.op("Reshape", [chosen, build.ints(-1)])  # [n * k] expert of each pair
+        nowhere = build.op("Constant", [], value=ir.tensor(self.experts, dtype=ir.DataType.INT64))
+        counted = build.op("Greater", [weights, build.scalar(0.0)])
+        sent = build.op("Where", [counted, chosen, nowhere])
+        pairs = build.op("Reshape", [sent, build.ints(-1)])  # [n * k] expert of each pair
         count = build.op("Shape", [pairs])
         _, order = build.op("TopK", [pairs, count], outputs=2, axis=0, largest=0, sorted=1)
         source = build.op("Div", [order, build.ints(self.top_k)])  # the token of each pair, by expert
         by_expert = build.op("Gather", [tokens, source], axis=0)  # [n * k, d]
-        groups = self._split(build, by_expert, pairs)
+        *groups, idle = self._split(build, by_expert, pairs)
         done = [swiglu(build, rows, main, index, self.dim, self.expert_dim) for index, rows in enumerate(groups)]
-        joined = build.op("Concat", done, axis=0) if len(done) > 1 else done[0]
+        joined = build.op("Concat", [*done, idle], axis=0)
         restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
         restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
         weighed = build.op("Mul", [restored, build.op("Unsqueeze", [weights, build.ints(2)])])
         return build.op("ReduceSum", [weighed, build.ints(1)], keepdims=0)
 
     def _split(self, build: Builder, by_expert: ir.Value, pairs: ir.Value) -> list[ir.Value]:
-        if self.experts == 1:
-            return [by_expert]
-        hits = build.op("Equal", [build.op("Unsqueeze", [pairs, build.ints(1)]), build.ints(*range(self.experts))])
+        """Rows of each expert, and last of the pairs that are sent nowhere."""
+        hits = build.op("Equal", [build.op("Unsqueeze", [pairs, build.ints(1)]), build.ints(*range(self.experts + 1))])
         counts = build.op("ReduceSum", [build.op("Cast", [hits], to=ir.DataType.INT64), build.ints(0)], keepdims=0)
-        return build.op("Split", [by_expert, counts], outputs=self.experts, axis=0)
+        return build.op("Split", [by_expert, counts], outputs=self.experts + 1, axis=0)
 
     @staticmethod
     def _inverse(build: Builder, order: ir.Value, count: ir.Value) -> ir.Value:
