@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from mixtures import graph_of_mixture
 from stored_weights import bound, eventful_weights, session, state_of
 
-from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerMoEDense
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import ROUTED_EXPERTS
@@ -22,21 +22,7 @@ PREFIX = "recurrent.block.ffn."
 
 
 def lowered(config: MythosConfig) -> ir.Model:
-    """tokens [n, d], chosen and weights [n, k] -> mixture [n, d]."""
-    k = config.n_experts_per_tok
-    inputs = [
-        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(["n", size]))
-        for name, dtype, size in (
-            ("tokens", ir.DataType.FLOAT, config.dim),
-            ("chosen", ir.DataType.INT64, k),
-            ("weights", ir.DataType.FLOAT, k),
-        )
-    ]
-    build = Builder("moe")
-    mixed = build.domain_op("SparseMoE", inputs)
-    mixed.name, mixed.type, mixed.shape = "mixed", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", config.dim])
-    graph = ir.Graph(inputs, [mixed], nodes=build.take(), opset_imports={"": 21, "mythos": 1}, name="moe")
-    model = ir.Model(graph, ir_version=10)
+    model = graph_of_mixture(config)
     LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)(model)
     return model
 
