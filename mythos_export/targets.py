@@ -66,6 +66,10 @@ def settled(choices: Choices, target: str, config: MythosConfig, precision: str)
 
 
 def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
+    return [*_standard(config), passes.SpreadPast()]
+
+
+def _standard(config: MythosConfig) -> Passes:
     return [
         passes.LowerNorm(),
         _attention(config),
@@ -121,9 +125,7 @@ def _fits_fused(config: MythosConfig, choices: Choices) -> bool:
 
 
 def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
-    if precision != "int4":
-        return _portable_precision(precision, choices)
-    return [passes.QuantizeNBits(NBITS, choices), passes.SpreadPast()]
+    return [passes.QuantizeNBits(NBITS, choices)] if precision == "int4" else _portable_precision(precision, choices)
 
 
 def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
@@ -135,8 +137,7 @@ def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
 
 def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     dense = passes.LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)
-    lowerings = _portable(config, precision, choices)
-    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in lowerings]
+    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _standard(config)]
 
 
 def _tensorrt_precision(precision: str, choices: Choices) -> Passes:

@@ -95,7 +95,7 @@ class ReducePrecision(ir.passes.InPlacePass):
             elif node.op_type in _MOVES and node.inputs[0] in self._half:
                 for value in node.outputs:
                     self._mark(value)
-            elif node.op_type != "Cast":
+            elif node.op_type not in ("Cast", "Shape"):  # a size is the same in any type
                 self._inputs_to(node, graph, ir.DataType.FLOAT)
 
     @staticmethod

@@ -48,7 +48,8 @@ def test_passes(
     for pass_of_experts, dim in zip(experts, (config.dim, config.dim - 16)):
         shape, entry = replace(config, dim=dim), TARGETS[target]
         passes = [*entry.lowerings(shape, precision, Choices()), *entry.precision_passes(precision, Choices())]
-        expected = ["LowerNorm", ATTENTION[attn], pass_of_experts, "TransposeWeights", *last]
+        shared = ["Hoist"] if target == "tensorrt" else ["Hoist", "SpreadPast"]
+        expected = ["LowerNorm", ATTENTION[attn], pass_of_experts, "TransposeWeights", *shared, *last]
         assert [type(each).__name__ for each in passes] == expected
 
 
