@@ -16,12 +16,14 @@ import numpy as np
 import onnx_ir as ir
 
 from engines.onnxruntime import OnnxRuntimeEngine
-from mythos_export.bundle import Bundle, GraphFile, Manifest
+from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME
 from mythos_export.linears import always_float, layer_of
 from mythos_export.parity.source import load_graph
+from mythos_export.quantization import Quantization
 from mythos_export.quantized_weights import stored_as
 from mythos_export.targets import quantization_of
+from reference_model.config import MythosConfig
 
 __all__ = ["EMULATED", "GateFailed", "check_quantized"]
 
@@ -52,24 +54,26 @@ def check_quantized(bundle: Bundle, kept: frozenset[str]) -> dict[str, int]:
         GateFailed: nothing is quantised, or not all that should be; a scale is no positive number; or the
             runtime computes in float what the graph says is quantised.
     """
-    kernels = [_check_graph(bundle, file, kept) for file in bundle.manifest.graphs]
+    config = MythosConfig.from_file(bundle.file("config.json"))
+    kernels = [_check_graph(bundle, file, kept, config) for file in bundle.manifest.graphs]
     return kernels[0]
 
 
-def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str]) -> dict[str, int]:
+def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str], config: MythosConfig) -> dict[str, int]:
     model, manifest = load_graph(bundle, file.file), bundle.manifest
     quantized = _check_layers(model, file.file, kept)
-    if quantization_of(manifest.target, manifest.precision).activations:
+    quantization = quantization_of(manifest.target, manifest.precision, config)
+    if quantization.activations:
         _check_activations(model, file.file)
     _check_scales(model, file.file)
-    if not _has_kernels(manifest):
+    if not _has_kernels(manifest.precision, quantization):
         return {EMULATED: quantized}
     return _check_runtime(bundle, file, quantized, kept)
 
 
-def _has_kernels(manifest: Manifest) -> bool:
+def _has_kernels(precision: str, quantization: Quantization) -> bool:
     """Does ONNX Runtime compute this with integers on a CPU?"""
-    return manifest.precision in _HAS_KERNELS or quantization_of(manifest.target, manifest.precision).packed
+    return quantization.packed or precision in _HAS_KERNELS
 
 
 def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:

@@ -38,7 +38,7 @@ def build_graphs(
     """
     entry, choices = TARGETS[target], settled(choices, target, config, precision)
     model = assemble(trace_stages(config, opset=opset), config, opset=opset)
-    for rewrite in (*entry.lowerings(config, precision, choices), *entry.precision_passes(precision, choices)):
+    for rewrite in (*entry.lowerings(config, precision, choices), *entry.precision_passes(config, precision, choices)):
         rewrite(model)
     graphs = {}
     for file, depth in loops.graph_files().items():

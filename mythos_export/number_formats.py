@@ -39,6 +39,7 @@ class NumberFormat:
     largest: float
     mantissa: int = 0  # bits after the leading one
     least_normal: float | None = None  # where the spacing stops shrinking; None: an integer, spaced by 1
+    bits: int = 8  # that a number takes
 
     def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Nearest number of the format, ties to even, saturating; x of any shape, infinities allowed.
@@ -61,7 +62,7 @@ FORMATS = {
         NumberFormat("int8", -128, 127),
         # E4M3 without infinities, ONNX's FLOAT8E4M3FN (arXiv 2209.05433)
         NumberFormat("fp8", -448, 448, mantissa=3, least_normal=2.0**-6),
-        NumberFormat("int4", -8, 7),
+        NumberFormat("int4", -8, 7, bits=4),
     )
 }
 

@@ -139,7 +139,7 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
     if request.precision not in QUANTIZED:
         return Chosen(Choices(), None, None, {})
     return choose(
-        quantization_of(request.target, request.precision),
+        quantization_of(request.target, request.precision, request.config),
         TARGETS[request.target].float_layers(request.config, request.precision),
         request.quantize,
         request.config,

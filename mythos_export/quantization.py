@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from mythos_export.number_formats import FORMATS, NumberFormat
+from reference_model.config import MythosConfig
 
 __all__ = [
     "EMBEDDING",
-    "NBITS",
     "QUANTIZED",
     "ROUTED_EXPERTS",
     "STACKS",
@@ -20,6 +20,7 @@ __all__ = [
     "Choices",
     "MissingRange",
     "Quantization",
+    "blockwise",
     "scale_shape",
     "stored_name",
     "stored_shape",
@@ -49,6 +50,10 @@ class Quantization:
     # Activations along the contraction that the kernel rounds to int8 by their own largest; None: it does not.
     dynamic_block: int | None = None
 
+    def bytes_of(self, numbers: int) -> int:
+        """What so many of them take, packed."""
+        return numbers * self.format.bits // 8
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -64,9 +69,20 @@ QUANTIZED = {
     "fp8": Quantization(FORMATS["fp8"], ir.DataType.FLOAT8E4M3FN, activations=True),
     "int4": Quantization(FORMATS["int4"], ir.DataType.INT4, activations=False, block=32),
 }
-# The same int4 weights for MatMulNBits and QMoE. Their kernels at accuracy level 4 multiply integers: each
-# block of a row of activations is rounded to int8 as it comes.
-NBITS = Quantization(FORMATS["int4"], ir.DataType.UINT8, activations=False, block=32, packed=True, dynamic_block=32)
+_BLOCKS = (128, 64, 32)  # that MatMulNBits and QMoE have kernels for; the larger, the quicker
+
+
+def blockwise(config: MythosConfig, precision: str) -> Quantization:
+    """int8 or int4 as ONNX Runtime's MatMulNBits and QMoE compute it, in the largest blocks that its experts take.
+
+    At accuracy level 4 these multiply integers: each block of a row of activations is rounded to int8 as it comes.
+    QMoE wants whole blocks; where none fits, the smallest wastes least on what fills up the last one.
+    """
+    fitting = (block for block in _BLOCKS if not config.dim % block and not config.expert_dim % block)
+    block = next(fitting, _BLOCKS[-1])
+    return Quantization(
+        FORMATS[precision], ir.DataType.UINT8, activations=False, block=block, packed=True, dynamic_block=block
+    )
 
 
 def stored_name(weight: str, quantization: Quantization) -> str:
@@ -79,13 +95,14 @@ def stored_name(weight: str, quantization: Quantization) -> str:
 def stored_shape(shape: Sequence[int], quantization: Quantization) -> list[int]:
     """Shape of the parameter that holds a weight [..., contraction, channels].
 
-    [channels, blocks, block / 2] where two numbers are packed into a byte; the last block is filled up.
+    [channels, blocks, bytes of a block] where it is packed: int4 puts two numbers into a byte. The last block is
+    filled up.
     """
     if not quantization.packed:
         return list(shape)
     assert quantization.block is not None
     contraction, channels = shape
-    return [channels, math.ceil(contraction / quantization.block), quantization.block // 2]
+    return [channels, math.ceil(contraction / quantization.block), quantization.bytes_of(quantization.block)]
 
 
 def scale_shape(shape: Sequence[int], quantization: Quantization) -> list[int]:

@@ -1,9 +1,9 @@
 """Weights in low precision on their way into a bundle, and back out of it.
 
 `<weight>.int8` holds the numbers and `<weight>.int8.scale` their scales; so for fp8, for int4 in blocks
-(`.int4b32`), and for the embedding's table (`.rows`: int8, a scale per row). `.int4b32.packed` and its
-`.scale` are the same int4 numbers as ONNX Runtime's MatMulNBits reads them, and
-`<experts>.gate_up.int4b32.stacked` those of all routed experts, as QMoE does.
+(`.int4b32`), and for the embedding's table (`.rows`: int8, a scale per row). `.int4b128.packed`,
+`.int8b128.packed` and their `.scale` are numbers in blocks as ONNX Runtime's MatMulNBits reads them, and
+`<experts>.gate_up.int4b128.stacked` those of all routed experts, as QMoE does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["HEAD", "Quantizer", "Restored", "Stored", "restored", "restored_tens
 HEAD = "head.weight"  # upstream's name of the output head's weight, tied to the embedding's until it is quantised
 
 _SUFFIX = re.compile(
-    r"(?P<weight>.+)\.(?P<kind>int8|fp8|rows|int4b(?P<block>[1-9][0-9]{0,4})(?P<layout>\.packed|\.stacked)?)"
+    r"(?P<weight>.+)\.(?P<kind>int8|fp8|rows|(?P<blocks>int8|int4)b(?P<block>[1-9][0-9]{0,4})(?P<layout>\.packed|\.stacked)?)"
     r"(?P<scale>\.scale)?"
 )
 _NUMPY = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn), "int4": np.dtype(ml_dtypes.int4)}
@@ -60,7 +60,7 @@ def stored_as(parameter: str) -> Stored | None:
     kind, block, layout = found["kind"], found["block"], (found["layout"] or ".plain")[1:]
     if (layout == "stacked" and found["weight"] not in STACKS) or (layout != "plain" and int(block) % 2):
         return None
-    name = "int8" if kind == "rows" else "int4" if block else kind
+    name = "int8" if kind == "rows" else found["blocks"] or kind
     return Stored(
         weight=found["weight"],
         format=FORMATS[name],
@@ -135,7 +135,7 @@ class Quantizer:
         levels, scales = self._quantized(stored)
         if stored.layout == "packed":
             assert stored.block is not None
-            return packed(levels, stored.block), np.ascontiguousarray(scales.T)
+            return packed(levels, stored.block, stored.format.bits), np.ascontiguousarray(scales.T)
         flat = stored.block is None and scales.ndim == 2  # ONNX wants the scales of a matrix's channels, or rows, flat
         return levels.astype(_NUMPY[stored.format.name]), scales.reshape(-1) if flat else scales
 
@@ -154,13 +154,13 @@ class Quantizer:
         return np.ascontiguousarray(self._read(weight), np.float32)
 
     def _stack_shape(self, stored: Stored) -> list[int]:
-        """[experts, channels, contraction / 2], or of the scales [experts, channels, blocks]."""
+        """[experts, channels, bytes of the contraction], or of the scales [experts, channels, blocks]."""
         if self._config is None:
             raise ValueError(f"{stored.weight} holds all experts; how many, only the model's config says")
         assert stored.block is not None
         members = stack_members(stored.weight, 0)
         channels, contraction = _upstream_shape(members[0].removesuffix(".T"), self._config)
-        width = -(-contraction // stored.block) if stored.is_scale else contraction // 2
+        width = -(-contraction // stored.block) if stored.is_scale else contraction * stored.format.bits // 8
         return [self._config.n_experts, channels * len(members), width]
 
     def _parts(self, stored: Stored, file: Any | None) -> Iterator[NDArray[Any]]:
@@ -192,13 +192,13 @@ class Quantizer:
         return _alternate([block_scales(self._float(name), stored.block, stored.format).T for name in members])
 
     def _stacked_numbers(self, stored: Stored, expert: int, scales: Float) -> NDArray[np.uint8]:
-        """One expert's, by those scales: [channels, contraction / 2]."""
+        """One expert's, by those scales: [channels, bytes of the contraction]."""
         assert stored.block is not None
         members, parts = stack_members(stored.weight, expert), []
         for index, name in enumerate(members):
             own = np.ascontiguousarray(scales[index :: len(members)].T)
             levels = quantize(self._float(name), own, stored.format, stored.block)
-            parts.append(packed(levels, stored.block).reshape(levels.shape[1], -1))
+            parts.append(packed(levels, stored.block, stored.format.bits).reshape(levels.shape[1], -1))
         return _alternate(parts)
 
 
@@ -307,8 +307,8 @@ def _upstream(weight: str, read: Callable[[], Float], config: MythosConfig) -> R
 
 
 def _unpacked(stored: Stored, numbers: NDArray[Any], scales: NDArray[Any], contraction: int) -> Float:
-    """[channels, blocks, block / 2], or with the blocks joined, and [channels, blocks] -> [contraction, channels]."""
-    return dequantize(unpacked(numbers, contraction), np.ascontiguousarray(scales.T), stored.block)
+    """[channels, blocks, bytes], or with the blocks joined, and [channels, blocks] -> [contraction, channels]."""
+    return dequantize(unpacked(numbers, contraction, stored.format.bits), np.ascontiguousarray(scales.T), stored.block)
 
 
 def _unstacked(stored: Stored, numbers: NDArray[Any], scales: NDArray[Any], config: MythosConfig) -> list[Restored]:

@@ -12,7 +12,7 @@ from calibration.choose import QuantizeOptions
 from calibration.methods import METHODS
 from calibration.recipe import Ranges, Recipe
 from mythos_export.quantization import QUANTIZED
-from mythos_export.targets import TARGETS
+from mythos_export.targets import TARGETS, quantization_of
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
 from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
 
@@ -111,7 +111,9 @@ def check_target(target: str, precision: str, opset: int | None) -> int:
 
 
 def quantize_options(
+    target: str,
     precision: str,
+    config: MythosConfig,
     *,
     data: Path | None,
     method: str | None,
@@ -138,7 +140,8 @@ def quantize_options(
     if used and precision not in QUANTIZED:
         raise RequestError(f"{used[0]} does nothing for --precision {precision}; use {', '.join(QUANTIZED)}")
     names, budget = _kept(keep)
-    _check_used(precision, used, automatic=budget is not None)
+    if precision in QUANTIZED:
+        _check_used(target, precision, config, used, automatic=budget is not None)
     for name, value, known in (("--calibration-method", method, METHODS), ("--ranges", ranges, get_args(Ranges))):
         if value is not None and value not in known:
             raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
@@ -153,11 +156,12 @@ def quantize_options(
     )
 
 
-def _check_used(precision: str, used: list[str], *, automatic: bool) -> None:
+def _check_used(target: str, precision: str, config: MythosConfig, used: list[str], *, automatic: bool) -> None:
     """An option that would be dropped without a word is a mistake."""
     ignored = {"--calibration-method", "--calibration-loops"}
-    if precision in QUANTIZED and not QUANTIZED[precision].activations:
-        reason, ignored = f"{precision} quantises weights only", ignored | {"--ranges", "--recipe"}
+    if not quantization_of(target, precision, config).activations:
+        where = f" of target {target}" if QUANTIZED[precision].activations else ""
+        reason, ignored = f"{precision}{where} quantises weights only", ignored | {"--ranges", "--recipe"}
     elif "--recipe" in used:
         reason = "--recipe is a calibration already"
         ignored |= set() if automatic else {"--calibration-data"}

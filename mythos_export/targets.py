@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from mythos_export import passes
 from mythos_export.linears import contractions, layer_names
-from mythos_export.quantization import EMBEDDING, NBITS, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
+from mythos_export.quantization import EMBEDDING, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization, blockwise
 from reference_model.config import MythosConfig
 
 __all__ = ["TARGETS", "Target", "quantization_of", "settled"]
@@ -31,6 +31,10 @@ def _reads_act_output(config: MythosConfig, precision: str) -> dict[str, str]:
     return {f"coda.0.attn.{name}": reason for name in names}
 
 
+def _standard(config: MythosConfig, precision: str) -> Quantization:
+    return QUANTIZED[precision]
+
+
 @dataclass(frozen=True)
 class Target:
     """A family of runtimes and the graph it wants."""
@@ -38,10 +42,10 @@ class Target:
     precisions: tuple[str, ...]
     opset: int
     lowerings: Callable[[MythosConfig, str, Choices], Passes]  # of a precision
-    precision_passes: Callable[[str, Choices], Passes]
+    precision_passes: Callable[[MythosConfig, str, Choices], Passes]
     newest_opset: int = 24
     session: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by precision, ONNX Runtime's options
-    quantizations: Mapping[str, Quantization] = field(default_factory=lambda: QUANTIZED)  # by precision
+    quantization: Callable[[MythosConfig, str], Quantization] = _standard  # of a quantised precision
     # Layers that a precision leaves in float whatever the user asks for, and why.
     float_layers: Callable[[MythosConfig, str], dict[str, str]] = _reads_act_output
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
@@ -49,15 +53,15 @@ class Target:
     linted: bool = False  # are the written graphs held against the list of what TensorRT does not take?
 
 
-def quantization_of(target: str, precision: str) -> Quantization:
-    """What a quantised precision means for a target.
+def quantization_of(target: str, precision: str, config: MythosConfig) -> Quantization:
+    """What a quantised precision means for a target and a model.
 
     Raises:
         KeyError: the precision is not a quantised one, or the target does not have it.
     """
     if precision not in TARGETS[target].precisions:
         raise KeyError(precision)
-    return TARGETS[target].quantizations[precision]
+    return TARGETS[target].quantization(config, precision)
 
 
 def settled(choices: Choices, target: str, config: MythosConfig, precision: str) -> Choices:
@@ -92,7 +96,7 @@ def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
     return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
 
 
-def _portable_precision(precision: str, choices: Choices) -> Passes:
+def _portable_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     if precision == "fp32":
         return []
     if precision in QUANTIZED:
@@ -105,10 +109,10 @@ def _portable_precision(precision: str, choices: Choices) -> Passes:
 
 def _onnxruntime(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     lowerings = _portable(config, precision, choices)
-    if precision != "int4" or not _fits_fused(config, choices):
+    if precision not in QUANTIZED or not _fits_fused(config, precision, choices):
         return lowerings
     fused = passes.LowerMoEFused(
-        NBITS,
+        blockwise(config, precision),
         experts=config.n_experts,
         top_k=config.n_experts_per_tok,
         dim=config.dim,
@@ -117,20 +121,23 @@ def _onnxruntime(config: MythosConfig, precision: str, choices: Choices) -> Pass
     return [fused if isinstance(each, passes.LowerMoEGrouped) else each for each in lowerings]
 
 
-def _fits_fused(config: MythosConfig, choices: Choices) -> bool:
+def _fits_fused(config: MythosConfig, precision: str, choices: Choices) -> bool:
     """May one kernel take all routed experts? It takes them in whole blocks, and none in float."""
-    assert NBITS.block is not None
+    block = blockwise(config, precision).block
+    assert block is not None
     kept = any(layer.startswith(f"{ROUTED_EXPERTS}.") for layer in choices.keep)
-    return not kept and config.dim % NBITS.block == 0 and config.expert_dim % NBITS.block == 0
+    return not kept and config.dim % block == 0 and config.expert_dim % block == 0
 
 
-def _onnxruntime_precision(precision: str, choices: Choices) -> Passes:
-    return [passes.QuantizeNBits(NBITS, choices)] if precision == "int4" else _portable_precision(precision, choices)
+def _onnxruntime_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:
+    if precision in QUANTIZED:
+        return [passes.QuantizeNBits(blockwise(config, precision), choices)]
+    return _portable_precision(config, precision, choices)
 
 
 def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
-    if precision != "int4":
-        return _reads_act_output(config, precision)
+    if precision not in QUANTIZED:
+        return {}
     reason = "absorbed into attention: a batch of small matrices, which MatMulNBits does not take"
     return {layer: reason for layer in layer_names(config) if layer.endswith((".kv_up.key", ".kv_up.value"))}
 
@@ -140,11 +147,11 @@ def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _standard(config)]
 
 
-def _tensorrt_precision(precision: str, choices: Choices) -> Passes:
+def _tensorrt_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     if precision in _HALF:
         # A GPU multiplies both halves; unlike ONNX Runtime on a CPU it needs no detour through fp32.
         return [passes.ReducePrecision(_HALF[precision], compute=_HALF[precision]), passes.FloatScans()]
-    return _portable_precision(precision, choices)
+    return _portable_precision(config, precision, choices)
 
 
 def _tensorrt_floats(config: MythosConfig, precision: str) -> dict[str, str]:
@@ -178,10 +185,9 @@ TARGETS: dict[str, Target] = {
         opset=21,
         lowerings=_onnxruntime,
         precision_passes=_onnxruntime_precision,
-        session={"int8": _INTEGER},
-        quantizations={"int8": QUANTIZED["int8"], "int4": NBITS},
+        quantization=blockwise,
         float_layers=_onnxruntime_floats,
-        minimum_runtime={"int4": "1.31"},  # the first whose QMoE knows accuracy levels
+        minimum_runtime={"int8": "1.31", "int4": "1.31"},  # the first whose QMoE knows accuracy levels
     ),
     "tensorrt": Target(
         precisions=("fp32", "fp16", "bf16", "int8", "fp8", "int4"),

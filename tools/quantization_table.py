@@ -1,4 +1,4 @@
-"""What quantising nano costs: each precision, shared against per-depth ranges, at every depth.
+"""What quantising nano costs: each precision, shared against per-depth ranges, both targets, at every depth.
 
     python tools/quantization_table.py [--methods minmax,mse] [--per-hop 50]
 
@@ -51,7 +51,9 @@ def main() -> None:
             for ranges in ("shared", "per-depth")
             for options in [QuantizeOptions(ranges=ranges, method=method)]  # type: ignore[arg-type]
         }
-        rows["int4"] = Measured(make(Path(folder), "int4", QuantizeOptions()), prompts)
+        for precision, target in (("int4", "portable"), ("int8", "onnxruntime"), ("int4", "onnxruntime")):
+            name = precision if target == "portable" else f"{precision}, {target}"
+            rows[name] = Measured(make(Path(folder), precision, QuantizeOptions(), target), prompts)
     depths = range(1, DEPTHS + 1)
     table(
         "hidden state: |difference| / |fp32| in %, by depth",
@@ -71,13 +73,14 @@ def main() -> None:
     )
 
 
-def make(folder: Path, precision: str, options: QuantizeOptions) -> Bundle:
+def make(folder: Path, precision: str, options: QuantizeOptions, target: str = "portable") -> Bundle:
     """Export nano."""
     request = ExportRequest(
         name="nano",
         config=config_for_scale("nano"),
         source=open_checkpoint(nano.CHECKPOINT),
-        output=folder / f"{precision}-{options.ranges}-{options.method}",
+        output=folder / f"{target}-{precision}-{options.ranges}-{options.method}",
+        target=target,
         precision=precision,
         tokenizer=find_tokenizer(nano.CHECKPOINT),
         quantize=options,

@@ -60,8 +60,11 @@ def run(options: Options) -> None:
     if options.scale == "nano" and checkpoint is None:
         checkpoint = nano.CHECKPOINT
     opset = check_target(options.target, options.precision, options.opset)
+    name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
     quantize = quantize_options(
+        options.target,
         options.precision,
+        config,
         data=options.calibration_data,
         method=options.calibration_method,
         depths=options.calibration_loops,
@@ -69,7 +72,6 @@ def run(options: Options) -> None:
         recipe=options.recipe,
         keep=options.keep,
     )
-    name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
     name = default_name(name, options.attn, options.target, options.precision)
     request = ExportRequest(
         name=name,

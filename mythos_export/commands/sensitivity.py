@@ -14,8 +14,9 @@ from mythos_export.bundle import Bundle, BundleError
 from mythos_export.commands.output import print_json
 from mythos_export.parity.source import load_graph, recipe_of, source_of_bundle
 from mythos_export.progress import Reporter
-from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.quantization import QUANTIZED, Choices, Quantization
 from mythos_export.requests import RequestError
+from mythos_export.targets import TARGETS, quantization_of, settled
 from reference_model.config import MythosConfig
 
 __all__ = ["run"]
@@ -28,13 +29,12 @@ def run(
     report = Reporter(quiet=json)
     bundle = Bundle.open(path)
     precision = precision or (bundle.manifest.precision if bundle.manifest.quantization is not None else "int8")
-    if precision not in QUANTIZED:
-        raise RequestError(f"--precision is {precision!r}; it must be one of {', '.join(QUANTIZED)}")
     config, source = source_of_bundle(bundle, checkpoint)
+    quantization = _quantization(bundle, precision, config)
     tokenizer = bundle.file("tokenizer.json") if "tokenizer.json" in bundle.manifest.files else None
     samples = samples_for(calibration_data, config, tokenizer)
-    recipe, choices = _ranges(bundle, precision, config, samples, report)
-    found = measure_sensitivity(QUANTIZED[precision], choices, recipe, config, source, samples, report)
+    recipe, choices = _ranges(bundle, quantization, config, samples, report)
+    found = measure_sensitivity(quantization, choices, recipe, config, source, samples, report)
     print_json(found.model_dump()) if json else print(render(found))
 
 
@@ -54,11 +54,21 @@ def render(found: Sensitivity) -> str:
     )
 
 
+def _quantization(bundle: Bundle, precision: str, config: MythosConfig) -> Quantization:
+    """What the precision means for the bundle's target."""
+    target = bundle.manifest.target
+    known = [name for name in TARGETS[target].precisions if name in QUANTIZED]
+    if precision not in known:
+        raise RequestError(f"--precision is {precision!r}; for target {target} it must be one of {', '.join(known)}")
+    return quantization_of(target, precision, config)
+
+
 def _ranges(
-    bundle: Bundle, precision: str, config: MythosConfig, samples: Samples, report: Reporter
+    bundle: Bundle, quantization: Quantization, config: MythosConfig, samples: Samples, report: Reporter
 ) -> tuple[Recipe | None, Choices]:
-    if not QUANTIZED[precision].activations:
-        return None, Choices()
+    precision = quantization.format.name
+    if not quantization.activations:
+        return None, settled(Choices(), bundle.manifest.target, config, precision)
     recipe = recipe_of(bundle)
     if recipe is not None and (recipe.precision == precision or recipe.method in ("minmax", "percentile")):
         ranges = bundle.manifest.quantization.ranges if bundle.manifest.quantization is not None else None
@@ -77,7 +87,7 @@ def _ranges(
             samples,
             depths=config.max_loop_iters,
             method=DEFAULT_METHOD,
-            number_format=QUANTIZED[precision].format,
+            number_format=quantization.format,
             progress=advance,
         )
     return recipe, Choices(recipe.limits(DEFAULT_RANGES))

@@ -167,7 +167,7 @@ def _simulated(bundle: Bundle, source: WeightSource, config: MythosConfig, weigh
     recipe = recipe_of(bundle)
     feeds = {name: found.feeds for name, found in recipe.activations.items()} if recipe is not None else {}
     model = reference_model(source, config, weights)
-    quantization = quantization_of(bundle.manifest.target, bundle.manifest.precision)
+    quantization = quantization_of(bundle.manifest.target, bundle.manifest.precision, config)
     return simulate(model, quantization, choices_of(bundle, config), feeds, weights.head(source))
 
 
@@ -179,7 +179,7 @@ def _deepest(bundle: Bundle) -> int | None:
 def _tolerance(bundle: Bundle, config: MythosConfig) -> Tolerance:
     manifest = bundle.manifest
     quantized = manifest.precision in QUANTIZED
-    dynamic = quantized and quantization_of(manifest.target, manifest.precision).dynamic_block is not None
+    dynamic = quantized and quantization_of(manifest.target, manifest.precision, config).dynamic_block is not None
     products = TARGETS[manifest.target].bfloat16_products
     return tolerance_of(manifest.precision, rounds_activations=dynamic, rounds_products=products, dim=config.dim)
 

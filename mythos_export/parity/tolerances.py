@@ -49,7 +49,7 @@ def tolerance_of(precision: str, *, rounds_activations: bool, rounds_products: b
     """What counts as equal.
 
     Args:
-        rounds_activations: of int4, whose kernels may round them to int8 as they come: held to what int8 is.
+        rounds_activations: of int4, whose kernels may round them to int8 as they come: then it is held to what int8 is.
         rounds_products: of bf16, which may be computed with or only stored.
         dim: of the model. In a wide one some value is rounded to the other side at every token, so that the median
             shows it too.

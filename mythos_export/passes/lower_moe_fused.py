@@ -1,4 +1,4 @@
-"""`mythos::SparseMoE` as one `com.microsoft::QMoE`: ONNX Runtime's own kernel over all experts, in int4.
+"""`mythos::SparseMoE` as one `com.microsoft::QMoE`: ONNX Runtime's own kernel over all experts.
 
 The node would route by itself. Here it is told: a router that gives 1 to the chosen experts and 0 to the
 others leaves it no choice (its own way with ties is not TopK's), and the weights to mix them by are an
@@ -52,7 +52,7 @@ class LowerMoEFused(Lowering):
             "QMoE",
             [*inputs, *[None] * (_MIXING_WEIGHTS - len(inputs)), shares],
             k=self.top_k,
-            expert_weight_bits=4,
+            expert_weight_bits=self.quantization.format.bits,
             block_size=self.block,
             accuracy_level=4,
             activation_type="swiglu",
@@ -66,6 +66,6 @@ class LowerMoEFused(Lowering):
         """Numbers and scales of all experts; the scales come first in the graph, and so into the data file."""
         stacked = stored_name(f"{ROUTED_EXPERTS}.{name}", self.quantization)
         scales = parameter(main, f"{stacked}.scale", [self.experts, channels, contraction // self.block])
-        numbers = parameter(main, stacked, [self.experts, channels, contraction // 2])
+        numbers = parameter(main, stacked, [self.experts, channels, self.quantization.bytes_of(contraction)])
         numbers.type = ir.TensorType(self.quantization.dtype)
         return [numbers, scales]

@@ -1,8 +1,8 @@
-"""Linear layers in int4 as `com.microsoft::MatMulNBits`, in the main graph and inside the Loop.
+"""Linear layers in int8 or int4 as `com.microsoft::MatMulNBits`, in the main graph and inside the Loop.
 
-One node does what Q/DQ needs three for, and reads the weight as it lies in the file, two numbers a byte. At
-accuracy level 4 it multiplies integers: each block of a row of activations is rounded to int8 as it comes,
-so nothing is calibrated.
+One node does what Q/DQ needs three for, and reads the weight as it lies in the file, of int4 two numbers a byte.
+At accuracy level 4 it multiplies integers: each block of a row of activations is rounded to int8 as it comes, so
+nothing is calibrated.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class QuantizeNBits(ir.passes.InPlacePass):
             [node.inputs[0], numbers, scales],
             K=shape[0],
             N=shape[1],
-            bits=4,
+            bits=self.quantization.format.bits,
             block_size=self.quantization.block,
             accuracy_level=4,
         )

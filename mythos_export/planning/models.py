@@ -63,7 +63,7 @@ def model_of(stored: Stored, *, kernels: bool = True, last_level_cache: int = 0)
         last_level_cache: bytes of the device's; 0 where it is not known.
     """
     config, target, precision = stored.config, stored.target, stored.precision
-    fast = _arithmetic(target, precision) if kernels else "fp32"
+    fast = _arithmetic(config, target, precision) if kernels else "fp32"
     kept = settled(Choices(keep=stored.kept), target, config, precision).keep if precision in QUANTIZED else frozenset()
     return Model(
         config=config,
@@ -76,10 +76,10 @@ def model_of(stored: Stored, *, kernels: bool = True, last_level_cache: int = 0)
     )
 
 
-def _arithmetic(target: str, precision: str) -> str:
+def _arithmetic(config: MythosConfig, target: str, precision: str) -> str:
     """What the products of linear layers are formed in."""
     if precision in QUANTIZED:
-        quantization = quantization_of(target, precision)
+        quantization = quantization_of(target, precision, config)
         if quantization.activations:
             return precision
         return "int8" if quantization.dynamic_block else "fp32"  # weights alone are small

@@ -75,7 +75,7 @@ def stored_tensors(
     Raises:
         KeyError: the target does not have that precision.
     """
-    quantization = quantization_of(target, precision) if precision in QUANTIZED else None
+    quantization = quantization_of(target, precision, config) if precision in QUANTIZED else None
     kept = settled(Choices(keep=keep), target, config, precision).keep
     stacked = formulation(config, target, precision, keep).fused
     store = _Store(quantization, kept, _HALF.get(precision, "float32"))
@@ -140,7 +140,7 @@ class _Store:
             name = stored_name(stack, quantization)
             rows = (config.n_experts, channels)
             found += [
-                StoredTensor(name, (*rows, contraction // 2), DTYPES[quantization.dtype]),
+                StoredTensor(name, (*rows, quantization.bytes_of(contraction)), DTYPES[quantization.dtype]),
                 StoredTensor(f"{name}.scale", (*rows, contraction // quantization.block), "float32"),
             ]
         return found

@@ -47,7 +47,7 @@ def test_passes(
     assert config.dim % 32 == config.expert_dim % 32 == 0
     for pass_of_experts, dim in zip(experts, (config.dim, config.dim - 16)):
         shape, entry = replace(config, dim=dim), TARGETS[target]
-        passes = [*entry.lowerings(shape, precision, Choices()), *entry.precision_passes(precision, Choices())]
+        passes = [*entry.lowerings(shape, precision, Choices()), *entry.precision_passes(shape, precision, Choices())]
         shared = ["Hoist"] if target == "tensorrt" else ["Hoist", "SpreadPast"]
         expected = ["LowerNorm", ATTENTION[attn], pass_of_experts, "TransposeWeights", *shared, *last]
         assert [type(each).__name__ for each in passes] == expected

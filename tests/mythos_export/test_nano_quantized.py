@@ -69,7 +69,13 @@ def test_int8_still_solves_the_task(
 @pytest.mark.dear
 @pytest.mark.parametrize(
     ("precision", "target", "points"),
-    [("int8", "portable", 1), ("fp8", "portable", 1), ("int4", "portable", 3), ("int4", "onnxruntime", 3)],
+    [
+        ("int8", "portable", 1),
+        ("int8", "onnxruntime", 1),
+        ("fp8", "portable", 1),
+        ("int4", "portable", 3),
+        ("int4", "onnxruntime", 3),
+    ],
 )
 def test_accuracy_at_every_loop_count_up_to_the_trained_depth(
     tmp_path: Path,

@@ -97,6 +97,10 @@ class TestOptionsThatDoNothing:
     def test_where_weights_alone_are_quantised(self, refused: Refused, gqa: Path, option: str) -> None:
         line = refused("--config", gqa, "--precision", "int4", option, OPTIONS[option])
         assert line == f"error: {option} does nothing here (int4 quantises weights only); leave it out"
+        of_target = ("--target", "onnxruntime", "--precision", "int8")
+        line = refused("--config", gqa, *of_target, option, OPTIONS[option])
+        reason = "int8 of target onnxruntime quantises weights only"
+        assert line == f"error: {option} does nothing here ({reason}); leave it out"
 
     @pytest.mark.parametrize("precision", ["int8", "fp8"])
     @pytest.mark.parametrize("option", ["--calibration-method", "--calibration-loops"])
@@ -111,10 +115,16 @@ class TestOptionsThatDoNothing:
         line = refused("--config", gqa, "--precision", precision, "--recipe", recipe, "--calibration-data", data)
         assert line == "error: --calibration-data does nothing here (--recipe is a calibration already); leave it out"
 
-    def test_data_for_weights_alone_is_read_and_said_to_be_of_no_use(self, run: Run, gqa: Path, data: Path) -> None:
-        outcome = run("--config", gqa, "--precision", "int4", "--calibration-data", data, "--no-validate")
+    @pytest.mark.parametrize(("target", "precision"), [("portable", "int4"), ("onnxruntime", "int8")])
+    def test_data_for_weights_alone_is_read_and_said_to_be_of_no_use(
+        self, run: Run, gqa: Path, data: Path, target: str, precision: str
+    ) -> None:
+        form = ("--target", target, "--precision", precision)
+        outcome = run("--config", gqa, *form, "--calibration-data", data, "--no-validate")
         assert outcome.code == 0
-        assert "int4 quantises weights only: the calibration data is of use for --keep auto alone" in outcome.err
+        assert (
+            f"{precision} quantises weights only: the calibration data is of use for --keep auto alone" in outcome.err
+        )
 
 
 class TestValuesThatMeanNothing:
@@ -422,10 +432,24 @@ class TestSensitivity:
         experts = gqa_config.n_experts * gqa_config.dim * gqa_config.expert_dim
         assert sizes["recurrent.block.ffn.routed_experts.*.up"] == experts
 
+    def test_it_rounds_as_the_targets_kernels_do(
+        self, run: Run, refused: Refused, make_bundle: Callable[..., Bundle], mla_config: MythosConfig, data: Path
+    ) -> None:
+        """No ranges are needed, and what no kernel takes has no row."""
+        made = make_bundle(mla_config, target="onnxruntime")
+        outcome = run("sensitivity", made.path, "--precision", "int8", "--calibration-data", data, "--json")
+        assert (outcome.code, outcome.err) == (0, "")
+        found = json.loads(outcome.out)
+        absorbed = {name for name in layer_names(mla_config) if ".kv_up." in name}
+        assert absorbed and {cost["layer"] for cost in found["layers"]} == set(layer_names(mla_config)) - absorbed
+        assert all(cost["relative_error"] > 0 for cost in found["layers"])
+        line = refused("sensitivity", made.path, "--precision", "fp8")
+        assert line == "error: --precision is 'fp8'; for target onnxruntime it must be one of int8, int4"
+
     @pytest.mark.parametrize(
         ("precision", "arguments", "complaint"),
         [
-            ("fp32", ["--precision", "fp16"], "--precision is 'fp16'; it must be one of int8, fp8, int4"),
+            ("fp32", ["--precision", "fp16"], "--precision is 'fp16'; for target portable it must be one of int8,"),
             ("int4", ["--precision", "int8"], "has no ranges for int8; give a bundle quantised to it, or one in fp32"),
             ("fp32", ["--calibration-data", "none.npy"], "none.npy: no such file"),
             ("fp32", ["--checkpoint", "none.safetensors"], "none.safetensors: no such file"),

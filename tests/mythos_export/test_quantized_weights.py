@@ -24,7 +24,9 @@ from reference_model.config import MythosConfig
 GATE_UP, DOWN = (f"{ROUTED_EXPERTS}.{name}.int4b32.stacked" for name in ("gate_up", "down"))
 WIDE = "coda.0.ffn.down.weight.T"  # contraction 85: the last block is short
 ABSORBED = [f"coda.0.attn.kv_up.weight.{part}" for part in ("key", "value")]
-BLOCK = {"int4b32": 32, "int4b32.packed": 32}
+BLOCKS = {"int4b32": 32, "int4b32.packed": 32, "int4b128.packed": 128, "int8b32.packed": 32, "int8b64.packed": 64}
+# The same experts in the 8-bit layout.
+GATE_UP_8, DOWN_8 = (f"{ROUTED_EXPERTS}.{name}.int8b32.stacked" for name in ("gate_up", "down"))
 
 
 def quantizer(config: MythosConfig) -> Quantizer:
@@ -46,12 +48,12 @@ def stored_arrays(config: MythosConfig, *names: str) -> dict[str, np.ndarray]:
 def rounded(config: MythosConfig, weight: str, kind: str) -> np.ndarray:
     """A weight in the graph's layout, quantised and back."""
     plain = np.ascontiguousarray(expected(weight, torch.float32, eventful_weights(config), config).numpy())
-    block, fmt = BLOCK.get(kind), FORMATS["int4" if kind in BLOCK else kind]
+    block, fmt = BLOCKS.get(kind), FORMATS[kind[:4] if kind in BLOCKS else kind]
     scales = block_scales(plain, block, fmt) if block else channel_scales(plain, -2, fmt)
     return dequantize(quantize(plain, scales, fmt, block), scales, block)
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8", "int4b32", "int4b32.packed"])
+@pytest.mark.parametrize("kind", ["int8", "fp8", *BLOCKS])
 @pytest.mark.parametrize("weight", [WIDE, "recurrent.block.attn.wo.weight.T", "embed.weight.T"])
 def test_a_linear_layer_comes_back_in_upstreams_layout(mla_config: MythosConfig, weight: str, kind: str) -> None:
     state = state_of(stored_arrays(mla_config, f"{weight}.{kind}"), mla_config)
@@ -94,10 +96,15 @@ def test_what_is_kept_in_float_comes_back_as_it_was(mla_config: MythosConfig, na
     np.testing.assert_array_equal(part.read(), wanted if part.rows is None else wanted[part.rows])
 
 
-def test_a_stack_holds_what_its_layers_would_alone(mla_config: MythosConfig) -> None:
-    state = state_of(stored_arrays(mla_config, GATE_UP, DOWN), mla_config)
+@pytest.mark.parametrize(
+    ("stacks", "kind"), [((GATE_UP, DOWN), "int4b32.packed"), ((GATE_UP_8, DOWN_8), "int8b32.packed")]
+)
+def test_a_stack_holds_what_its_layers_would_alone(
+    mla_config: MythosConfig, stacks: tuple[str, str], kind: str
+) -> None:
+    state = state_of(stored_arrays(mla_config, *stacks), mla_config)
     alone = {
-        name: rounded(mla_config, f"{name}.T", "int4b32").T
+        name: rounded(mla_config, f"{name}.T", kind).T
         for expert in range(mla_config.n_experts)
         for name in (f"{ROUTED_EXPERTS}.{expert}.{part}.weight" for part in ("gate", "up", "down"))
     }
@@ -106,16 +113,25 @@ def test_a_stack_holds_what_its_layers_would_alone(mla_config: MythosConfig) -> 
         np.testing.assert_array_equal(state[name], wanted)
 
 
-def test_rows_of_gate_and_up_alternate(mla_config: MythosConfig) -> None:
-    arrays = stored_arrays(mla_config, GATE_UP)
+@pytest.mark.parametrize("stack", [GATE_UP, GATE_UP_8])
+def test_rows_of_gate_and_up_alternate(mla_config: MythosConfig, stack: str) -> None:
+    arrays, kind = stored_arrays(mla_config, stack), stack.split(".")[-2]
     for offset, part in enumerate(("gate", "up")):
-        single = stored_arrays(mla_config, f"{ROUTED_EXPERTS}.3.{part}.weight.T.int4b32.packed")
+        single = stored_arrays(mla_config, f"{ROUTED_EXPERTS}.3.{part}.weight.T.{kind}.packed")
         numbers, scales = single.values()
-        np.testing.assert_array_equal(arrays[GATE_UP][3, offset::2], numbers.reshape(len(numbers), -1))
-        np.testing.assert_array_equal(arrays[f"{GATE_UP}.scale"][3, offset::2], scales)
+        np.testing.assert_array_equal(arrays[stack][3, offset::2], numbers.reshape(len(numbers), -1))
+        np.testing.assert_array_equal(arrays[f"{stack}.scale"][3, offset::2], scales)
 
 
-NAMES = [f"{WIDE}.int8", f"{WIDE}.int4b32", f"{WIDE}.int4b32.packed", f"{ABSORBED[0]}.fp8", TABLE, GATE_UP, DOWN]
+NAMES = [
+    *(f"{WIDE}.{kind}" for kind in ("int8", "int4b32", "int4b32.packed", "int8b64.packed")),
+    f"{ABSORBED[0]}.fp8",
+    TABLE,
+    GATE_UP,
+    DOWN,
+    GATE_UP_8,
+    DOWN_8,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +150,16 @@ def test_what_quantising_gives_is_told_from_anything_else(mla_config: MythosConf
 
 
 @pytest.mark.parametrize(
-    "name", [f"{WIDE}.int4b31.packed", "coda.0.ffn.int4b32.stacked", f"{GATE_UP}.scales", WIDE, f"{WIDE}.int4b0"]
+    "name",
+    [
+        f"{WIDE}.int4b31.packed",
+        "coda.0.ffn.int4b32.stacked",
+        f"{GATE_UP}.scales",
+        WIDE,
+        f"{WIDE}.int4b0",
+        f"{WIDE}.fp8b32.packed",
+        f"{WIDE}.int8.packed",
+    ],
 )
 def test_other_names_are_not_quantised_weights(mla_config: MythosConfig, name: str) -> None:
     assert stored_as(name) is None
@@ -196,7 +221,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("stack", [GATE_UP, DOWN])
+@pytest.mark.parametrize("stack", [GATE_UP, DOWN, GATE_UP_8])
 def test_a_stack_is_written_one_expert_at_a_time(
     mla_config: MythosConfig, tmp_path: Path, searches: list[int], stack: str
 ) -> None:
@@ -264,5 +289,5 @@ def test_packed_is_the_same_as_plain(mla_config: MythosConfig) -> None:
     """One quantised model, two layouts."""
     arrays = stored_arrays(mla_config, f"{WIDE}.int4b32", f"{WIDE}.int4b32.packed")
     plain, scales, ours, our_scales = arrays.values()
-    np.testing.assert_array_equal(ours, packed(plain.astype(np.float32), 32))
+    np.testing.assert_array_equal(ours, packed(plain.astype(np.float32), 32, 4))
     np.testing.assert_array_equal(our_scales, scales.T)

@@ -48,7 +48,7 @@ def ranges(subject: Subject) -> Markup | None:
         return None
     title = "Activation ranges"
     if recipe is None:
-        words = "This precision quantises weights only: no activation has a range."
+        words = "For this target the precision quantises weights only: no activation has a range."
         return section("ranges", title, paragraph(words), tag("div", _kept(record), class_="grid"))
     looped = {name: found for name, found in recipe.activations.items() if len(found.limit) > 1}
     widest = sorted(looped, key=lambda name: -looped[name].drift)[:_MOST_LINES]

@@ -125,6 +125,7 @@ class TestAnyBundle:
                 ["3 ONNX graphs, sharing their weights", "any number", "new.coda.key"],
             ),
             ("gqa", {"precision": "int4", "target": "onnxruntime"}, ["MatMulNBits", "quantises weights only"]),
+            ("gqa", {"precision": "int8", "target": "onnxruntime"}, ["QMoE", "quantises weights only"]),
             ("mla", {"precision": "fp8", "target": "tensorrt"}, ["Drift with depth", "float, after dequantising"]),
             ("mla", {"precision": "fp16", "target": "tensorrt"}, ["float16", "tensorrt, opset 21"]),
         ],

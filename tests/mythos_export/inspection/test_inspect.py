@@ -94,6 +94,7 @@ class TestContents:
             ("portable", "fp16", ("loop", "router"), ["float32"]),
             ("portable", "int8", ("embedding", "table"), ["int8", "float32"]),
             ("onnxruntime", "int4", ("loop", "routed experts"), ["uint8", "float32"]),
+            ("onnxruntime", "int8", ("loop", "routed experts"), ["uint8", "float32"]),
             ("onnxruntime", "int4", ("head", "output"), ["uint8", "float32"]),
             ("tensorrt", "fp8", ("prelude", "feed-forward"), ["float8e4m3fn", "float32"]),
         ],

@@ -1,4 +1,4 @@
-"""The mixture of experts in int4, one kernel or a node per expert, against the reference's own mixture."""
+"""The mixture of experts in int8 and int4, one kernel or a node per expert, against the reference's own mixture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calibration.simulate import round_blocks
 from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerMoEFused, LowerMoEGrouped, QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import EMBEDDING, NBITS, ROUTED_EXPERTS, Choices
+from mythos_export.quantization import EMBEDDING, ROUTED_EXPERTS, Choices, blockwise
 from mythos_export.targets import TARGETS
 from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
@@ -45,8 +45,8 @@ def graph_of_mixture(config: MythosConfig) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def fused(config: MythosConfig) -> LowerMoEFused:
-    return LowerMoEFused(NBITS, **sizes_of(config))
+def fused(config: MythosConfig, precision: str = "int4") -> LowerMoEFused:
+    return LowerMoEFused(blockwise(config, precision), **sizes_of(config))
 
 
 def sizes_of(config: MythosConfig) -> dict[str, int]:
@@ -58,22 +58,22 @@ def sizes_of(config: MythosConfig) -> dict[str, int]:
     }
 
 
-def lowered(config: MythosConfig, *, kernel: str) -> ir.Model:
+def lowered(config: MythosConfig, *, kernel: str, precision: str = "int4") -> ir.Model:
     model = graph_of_mixture(config)
     if kernel == "QMoE":
-        fused(config)(model)
+        fused(config, precision)(model)
     else:
         LowerMoEGrouped(**sizes_of(config))(model)
-        QuantizeNBits(NBITS, Choices(keep=frozenset({EMBEDDING})))(model)
+        QuantizeNBits(blockwise(config, precision), Choices(keep=frozenset({EMBEDDING})))(model)
     return model
 
 
 def rounding_mixture(config: MythosConfig, arrays: dict[str, np.ndarray]) -> MixtureOfExperts:
     """The reference's, with the weights that the graph holds and inputs rounded as its kernels do."""
-    moe = MixtureOfExperts(config)
+    moe, block = MixtureOfExperts(config), blockwise(config, "int4").block
     for expert in moe.routed_experts:
         for linear in expert.children():
-            linear.register_forward_pre_hook(lambda _, inputs: (round_blocks(inputs[0], 32),))
+            linear.register_forward_pre_hook(lambda _, inputs: (round_blocks(inputs[0], block),))
     state = {name.removeprefix("recurrent.block.ffn."): value for name, value in state_of(arrays, config).items()}
     assert not moe.load_state_dict(state, strict=False).unexpected_keys
     return moe.requires_grad_(False)
@@ -87,8 +87,8 @@ def routing_of(config: MythosConfig, count: int, *, rng: np.random.Generator, on
     return Routing(torch.zeros(count, config.n_experts), torch.from_numpy(ranks), torch.from_numpy(shares))
 
 
-def check(config: MythosConfig, *, kernel: str, only: int | None = None) -> None:
-    model = lowered(config, kernel=kernel)
+def check(config: MythosConfig, *, kernel: str, precision: str = "int4", only: int | None = None) -> None:
+    model = lowered(config, kernel=kernel, precision=precision)
     arrays = bound([model], eventful_weights(config), config)
     reference, runtime = rounding_mixture(config, arrays), session(model)
     rng = np.random.default_rng(0)
@@ -114,13 +114,19 @@ SIZES = {
     "all experts": {"n_experts": 3, "n_experts_per_tok": 3},
     "one expert in all": {"n_experts": 1, "n_experts_per_tok": 1},
     "wide": {"dim": 96, "expert_dim": 160, "n_heads": 4},
+    "blocks of 64": {"dim": 128, "expert_dim": 192},
+    "blocks of 128": {"dim": 256, "expert_dim": 128},
+    "one block of 128": {"dim": 128, "expert_dim": 384},
 }
 
 
 @pytest.mark.parametrize("fields", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("kernel", ["QMoE", "MatMulNBits"])
-def test_it_computes_the_references_mixture(mla_config: MythosConfig, fields: dict[str, int], kernel: str) -> None:
-    check(replace(mla_config, **fields), kernel=kernel)
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_it_computes_the_references_mixture(
+    mla_config: MythosConfig, fields: dict[str, int], kernel: str, precision: str
+) -> None:
+    check(replace(mla_config, **fields), kernel=kernel, precision=precision)
 
 
 @pytest.mark.parametrize("kernel", ["QMoE", "MatMulNBits"])
@@ -132,16 +138,19 @@ def test_sizes_that_the_block_does_not_divide(mla_config: MythosConfig) -> None:
     check(replace(mla_config, dim=40, expert_dim=24), kernel="MatMulNBits")
 
 
-def test_all_experts_are_one_node_over_two_stacks(mla_config: MythosConfig) -> None:
-    model = lowered(mla_config, kernel="QMoE")
+@pytest.mark.parametrize(("precision", "kind", "share"), [("int4", "int4b32", 2), ("int8", "int8b32", 1)])
+def test_all_experts_are_one_node_over_two_stacks(
+    mla_config: MythosConfig, precision: str, kind: str, share: int
+) -> None:
+    model = lowered(mla_config, kernel="QMoE", precision=precision)
     (node,) = (node for node in model.graph if node.domain == "com.microsoft")
     assert node.op_type == "QMoE"
     shapes = {name: list(value.shape) for name, value in model.graph.initializers.items()}
     assert shapes == {
-        f"{ROUTED_EXPERTS}.gate_up.int4b32.stacked.scale": [6, 64, 2],
-        f"{ROUTED_EXPERTS}.gate_up.int4b32.stacked": [6, 64, 32],
-        f"{ROUTED_EXPERTS}.down.int4b32.stacked.scale": [6, 64, 1],
-        f"{ROUTED_EXPERTS}.down.int4b32.stacked": [6, 64, 16],
+        f"{ROUTED_EXPERTS}.gate_up.{kind}.stacked.scale": [6, 64, 2],
+        f"{ROUTED_EXPERTS}.gate_up.{kind}.stacked": [6, 64, 64 // share],
+        f"{ROUTED_EXPERTS}.down.{kind}.stacked.scale": [6, 64, 1],
+        f"{ROUTED_EXPERTS}.down.{kind}.stacked": [6, 64, 32 // share],
     }
 
 
@@ -168,10 +177,11 @@ def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None
         ({"dim": 80}, "head", LowerMoEGrouped),
     ],
 )
+@pytest.mark.parametrize("precision", ["int4", "int8"])
 def test_the_target_uses_the_kernel_where_it_can(
-    mla_config: MythosConfig, fields: dict[str, int], keep: str, kernel: type
+    mla_config: MythosConfig, fields: dict[str, int], keep: str, kernel: type, precision: str
 ) -> None:
     target = TARGETS["onnxruntime"]
-    lowerings = target.lowerings(replace(mla_config, **fields), "int4", Choices(keep=frozenset({keep})))
+    lowerings = target.lowerings(replace(mla_config, **fields), precision, Choices(keep=frozenset({keep})))
     assert [type(each) for each in lowerings if each.__class__ in (LowerMoEFused, LowerMoEGrouped)] == [kernel]
     assert LowerMoEFused not in map(type, target.lowerings(mla_config, "fp32", Choices()))

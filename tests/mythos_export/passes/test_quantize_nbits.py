@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-from stored_weights import bound, eventful_weights, session, state_of
+from conftest import TINY
+from stored_weights import RUNS_INT4, bound, eventful_weights, session, state_of
 
 from calibration.simulate import round_blocks
 from mythos_export.graph_parts import HEAD_NAME, Builder, parameter
 from mythos_export.passes import QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import EMBEDDING, NBITS, Choices
+from mythos_export.quantization import EMBEDDING, Choices, Quantization, blockwise
 from mythos_export.quantized_weights import HEAD
 from reference_model.config import MythosConfig
 
@@ -28,6 +30,20 @@ LAYERS = {
     "coda.0.attn.q_up_nope": 24,
     "coda.0.ffn.down": 85,
 }
+
+
+INT4 = blockwise(TINY, "int4")  # in blocks of 32
+# Every kernel: bits of a weight, and the block, which follows from the experts' sizes.
+KERNELS = [
+    pytest.param(name, block, marks=pytest.mark.skipif(name == "int8" and not RUNS_INT4, reason="old onnxruntime"))
+    for name in ("int4", "int8")
+    for block in (32, 64, 128)
+]
+
+
+def taking(config: MythosConfig, block: int) -> MythosConfig:
+    """The model with experts that take blocks of that size."""
+    return replace(config, dim=max(64, block), expert_dim=block)
 
 
 def graph_of(config: MythosConfig, layers: dict[str, int]) -> ir.Model:
@@ -58,8 +74,8 @@ def _input(name: str, shape: list[int | str]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
 
 
-def quantized(model: ir.Model, *keep: str) -> ir.Model:
-    QuantizeNBits(NBITS, Choices(keep=frozenset(keep)))(model)
+def quantized(model: ir.Model, *keep: str, quantization: Quantization = INT4) -> ir.Model:
+    QuantizeNBits(quantization, Choices(keep=frozenset(keep)))(model)
     return model
 
 
@@ -76,15 +92,22 @@ def awkward(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 20), (2, 0)], ids=["token", "few", "prompts", "nothing"])
-def test_it_computes_the_references_layers(mla_config: MythosConfig, shape: tuple[int, int]) -> None:
-    model = quantized(graph_of(mla_config, LAYERS))
-    arrays = bound([model], eventful_weights(mla_config), mla_config)
-    state, runtime = state_of(arrays, mla_config), session(model)
-    feeds = {f"x.{layer}": awkward((*shape, size), size) for layer, size in LAYERS.items()}
-    feeds["x.head"] = awkward((shape[0] * shape[1], mla_config.dim), 0)
-    outputs = [f"y.{layer}" for layer in (*LAYERS, "head")]
-    for layer, got in zip((*LAYERS, "head"), runtime.run(outputs, feeds | {"ids": np.zeros(shape, np.int64)})):
-        rounded = round_blocks(torch.from_numpy(feeds[f"x.{layer}"]), 32)
+@pytest.mark.parametrize(("precision", "block"), KERNELS)
+def test_it_computes_the_references_layers(
+    mla_config: MythosConfig, shape: tuple[int, int], precision: str, block: int
+) -> None:
+    config = taking(mla_config, block)
+    quantization = blockwise(config, precision)
+    assert (quantization.block, quantization.dynamic_block) == (block, block)
+    layers = LAYERS | {"coda.0.attn.q_down": config.dim, "coda.0.ffn.down": 4 * config.dim // 3}
+    model = quantized(graph_of(config, layers), quantization=quantization)
+    arrays = bound([model], eventful_weights(config), config)
+    state, runtime = state_of(arrays, config), session(model)
+    feeds = {f"x.{layer}": awkward((*shape, size), size) for layer, size in layers.items()}
+    feeds["x.head"] = awkward((shape[0] * shape[1], config.dim), 0)
+    outputs = [f"y.{layer}" for layer in (*layers, "head")]
+    for layer, got in zip((*layers, "head"), runtime.run(outputs, feeds | {"ids": np.zeros(shape, np.int64)})):
+        rounded = round_blocks(torch.from_numpy(feeds[f"x.{layer}"]), block)
         wanted = F.linear(rounded, state[HEAD if layer == "head" else f"{layer}.weight"]).numpy()
         assert got.shape == wanted.shape
         if wanted.size:
@@ -104,13 +127,15 @@ def test_a_token_is_computed_alike_alone_and_in_a_prompt(mla_config: MythosConfi
     assert (np.abs(alone - together).max(axis=1) <= EXACT * np.ptp(together, axis=1)).all()
 
 
-def test_a_layer_is_one_node_on_packed_weights(mla_config: MythosConfig) -> None:
-    model = quantized(graph_of(mla_config, LAYERS))
+@pytest.mark.parametrize(("precision", "kind", "width"), [("int4", "int4b32", 16), ("int8", "int8b32", 32)])
+def test_a_layer_is_one_node_on_packed_weights(mla_config: MythosConfig, precision: str, kind: str, width: int) -> None:
+    model = quantized(graph_of(mla_config, LAYERS), quantization=blockwise(mla_config, precision))
     nodes = [node for node in model.graph if node.domain == "com.microsoft"]
     assert Counter(node.op_type for node in nodes) == {"MatMulNBits": len(LAYERS) + 1}
     assert not [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "DequantizeLinear")]
-    (node,) = (node for node in nodes if node.inputs[1].name == "coda.0.ffn.down.weight.T.int4b32.packed")
-    assert [list(value.shape) for value in node.inputs[1:]] == [[64, 3, 16], [64, 3]]
+    (node,) = (node for node in nodes if node.inputs[1].name == f"coda.0.ffn.down.weight.T.{kind}.packed")
+    assert [list(value.shape) for value in node.inputs[1:]] == [[64, 3, width], [64, 3]]
+    assert node.attributes["bits"].as_int() == {"int4": 4, "int8": 8}[precision]
     assert model.opset_imports["com.microsoft"] == 1
 
 

@@ -136,6 +136,7 @@ class TestDevices:
             ("rtx-4060", "tensorrt", "fp8", True),
             ("h200-sxm", "tensorrt", "int4", True),
             ("raspberry-pi-5-8gb", "onnxruntime", "int4", True),
+            ("raspberry-pi-5-8gb", "onnxruntime", "int8", True),
             ("raspberry-pi-5-8gb", "portable", "int4", False),
             ("raspberry-pi-5-8gb", "tensorrt", "fp32", False),
         ],

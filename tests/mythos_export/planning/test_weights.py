@@ -79,16 +79,32 @@ class TestAgainstGraphs:
         assert of_plan(mla_config, target, precision, patterns) == of_graph(mla_config, target, precision, patterns)
 
     def test_a_config_whose_experts_no_fused_kernel_takes(self, mla_config: MythosConfig) -> None:
-        narrow = replace(mla_config, expert_dim=40)
-        found = of_plan(narrow, "onnxruntime", "int4")
-        assert found == of_graph(narrow, "onnxruntime", "int4")
-        assert found["recurrent.block.ffn.routed_experts.0.down.weight.T.int4b32.packed"] == ((64, 2, 16), "uint8")
+        narrow, down = replace(mla_config, expert_dim=40), "recurrent.block.ffn.routed_experts.0.down.weight.T"
+        for precision, width in (("int4", 16), ("int8", 32)):
+            found = of_plan(narrow, "onnxruntime", precision)
+            assert found == of_graph(narrow, "onnxruntime", precision)
+            assert found[f"{down}.{precision}b32.packed"] == ((64, 2, width), "uint8")
+
+    @pytest.mark.parametrize(("precision", "share"), [("int4", 2), ("int8", 1)])
+    def test_a_config_of_larger_blocks(self, config: MythosConfig, precision: str, share: int) -> None:
+        wide = replace(config, dim=256, expert_dim=128)
+        found = of_plan(wide, "onnxruntime", precision)
+        assert found == of_graph(wide, "onnxruntime", precision)
+        stack = f"recurrent.block.ffn.routed_experts.gate_up.{precision}b128.stacked"
+        assert found[stack] == ((6, 256, 256 // share), "uint8")
+        assert found[f"{stack}.scale"] == ((6, 256, 2), "float32")
+        # 4 / 3 * 256, in blocks
+        assert found[f"coda.0.ffn.down.weight.T.{precision}b128.packed"] == ((256, 3, 128 // share), "uint8")
 
     @pytest.mark.dear
     @pytest.mark.parametrize("scale", ["nano", *SCALES])
     def test_every_scale(self, scale: str) -> None:
         published = config_for_scale(scale)
-        some = [("onnxruntime", "int4"), ("tensorrt", "fp8")]  # of hundreds of experts even the graphs take a while
+        some = [
+            ("onnxruntime", "int4"),
+            ("onnxruntime", "int8"),
+            ("tensorrt", "fp8"),
+        ]  # of hundreds of experts even the graphs take a while
         for target, precision in EVERYTHING if scale in ("nano", "1b") else some:
             assert of_plan(published, target, precision) == of_graph(published, target, precision)
 
@@ -100,6 +116,7 @@ class TestAgainstFiles:
             ("portable", "fp32"),
             ("portable", "bf16"),
             ("portable", "int8"),
+            ("onnxruntime", "int8"),
             ("onnxruntime", "int4"),
             ("tensorrt", "fp8"),
         ],

@@ -64,6 +64,7 @@ class TestWeights:
             ("portable", "int8", 97 * (64 + 4)),  # it is too
             ("portable", "fp8", 64 + 4),  # one row of it; the head has a copy of its own
             ("onnxruntime", "int4", 64 + 4),
+            ("onnxruntime", "int8", 64 + 4),
             ("tensorrt", "int8", 64 * 4),
         ],
     )
@@ -104,6 +105,7 @@ class TestProducts:
             ("portable", "int8", {"int8", "fp32"}),
             ("tensorrt", "fp8", {"fp8", "fp32"}),
             ("tensorrt", "int4", {"fp32"}),  # weights alone
+            ("onnxruntime", "int8", {"int8", "fp32"}),
             ("onnxruntime", "int4", {"int8", "fp32"}),  # rounds activations as they come
         ],
     )
