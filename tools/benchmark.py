@@ -5,14 +5,15 @@
 All contestants have the same weights, the same prompts and the same past. Each lives in a process of its own; they take
 turns, in rounds whose order rotates, and figures are medians over rounds; a ratio is taken within each round first.
 Before anything is timed their logits are compared: in fp32 they must agree, quantised ones are reported. What the
-machine can do at best is measured before and after, and every figure is held against it.
+machine can do at best is measured before and after, and how fast it reads before each cell's rounds too; every figure
+is held against the best of it.
 
 What is timed:
 
 - decode: a token after `past` others, in turns of `--steps` tokens (and one more that warms up). The past is random,
   and the same for all (`tools/benchmarking/context.py`); each contestant keeps its cache as its users would.
 - prefill: a prompt, from ids to the logits of its last token.
-- batch: sequences of mixed depths in one bundle at once, against each of them alone.
+- batch: sequences of mixed depths in one bundle at once, against each of them alone, and against one of the deepest.
 
 Where the contestants do not fit into memory together (or by `--residence apart`) they are measured one after the
 other, and the output says so: their rounds are then minutes apart, and a ratio has the machine's drift in it. Warnings
@@ -21,19 +22,23 @@ say what else speaks against the figures; look first at how much of the processo
 The file of `--json` (milliseconds unless the name says otherwise):
 
 - `machine`, `model`, `settings`, `warnings`: what was measured, where, how, and what to hold against it.
-- `roofline`: `before`, `after` and `used` (the best of both): `read_bytes_per_s` out of memory, with the way of reading
-  that was quickest; `resident_bytes_per_s` by working set; `gemm_flops` by arithmetic.
+- `roofline`: `before`, `after` and `used` (the best of all): `read_bytes_per_s` out of memory, with the way of reading
+  that was quickest; `resident_bytes_per_s` by working set; `gemm_flops` by arithmetic. `during`: `read_bytes_per_s`
+  before each cell's rounds, in the order of measuring, all in the `read_way` that was best before.
 - `contestants`: `load_seconds` (PyTorch's include making the weights, a bundle's leave out hashing its files),
   `weight_bytes`, `looped_block_bytes` (what a loop reads of them), `idle_cpu_share` (of a core, while others had their
   turn), and `memory`, grown since before loading: when loaded, when decoding where it is farthest from weights and
-  cache, that ratio, and the peak.
+  cache, that ratio, and the peak. Of it `anonymous` is what only this process has, and `file` what it has read of
+  mapped files, which the system drops when it wants the room.
 - `agreement`: logits of a prompt and some tokens after it, against the first contestant's.
 - `decode`: `ms_per_token`; `interval_ms` (95 %, of the median; from six rounds on), `least_ms`, `most_ms`, `rounds_ms`;
   `outside_ms`, the part of a step outside the session; `bytes` that the step cannot avoid moving, `roofline_ms` they
   take from memory and `roofline_share` reached; the same with the looped block read again from whichever cache it fits
   (`resident_…`); `error_over_range` of its logits against the first contestant's; `speedup_over` each other contestant.
 - `prefill`: `ms` and its spread, `operations` of the linear layers, and the share reached of the rate of products.
-- `batch`: `tokens_per_s` at once and `one_by_one_tokens_per_s`, and `gain`, their ratio within rounds.
+- `batch`: `tokens_per_s` at once; `one_by_one_tokens_per_s`, the same sequences each alone at its own depth, and `gain`
+  over that; `deepest_alone_tokens_per_s`, of one sequence of the deepest depth, and `gain_over_deepest`. Gains are
+  ratios within rounds.
 - `against_loops`: latency = `intercept_ms` + `ms_per_loop` * loops, and `r_squared`.
 - `against_context`: what one more past token costs, and what its bytes of the cache would.
 """
@@ -42,9 +47,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,6 +60,7 @@ from reference_model.checkpoint import CheckpointError
 from reference_model.config import ConfigError, MythosConfig
 from tools.benchmarking import machine
 from tools.benchmarking.contestants import Spec
+from tools.benchmarking.files import as_json, write_whole
 from tools.benchmarking.measure import Measurements, Plan, measure
 from tools.benchmarking.memory import available_bytes
 from tools.benchmarking.options import read_options
@@ -95,10 +100,11 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
 
     first = machine.measure_roofline(given.threads)
     found, others = Measurements(), machine.Others()
-    stopped = _measure_what_goes(groups, gains, plan, found)
+    with machine.reading(given.threads, first.read_way) as read_rate:
+        stopped = _measure_what_goes(groups, gains, plan, read_rate, found)
     elsewhere = others.share()
     last = machine.measure_roofline(given.threads)
-    used = machine.better(first, last)
+    used = machine.with_readings(machine.better(first, last), first.read_way, found.read_rates)
     result = figures(found, plan, model.config, traffic, used)
     if given.profile is not None:
         result["profile"] = [
@@ -112,17 +118,24 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "machine": _machine(groups) | {"others_cpu_share": elsewhere},
         "model": {"config": asdict(model.config), "source": model.source},
         "settings": plan._asdict() | {"threads": given.threads},
-        "roofline": {"before": first._asdict(), "after": last._asdict(), "used": used._asdict()},
+        "roofline": {
+            "before": first._asdict(),
+            "during": {"read_way": first.read_way, "read_bytes_per_s": found.read_rates},
+            "after": last._asdict(),
+            "used": used._asdict(),
+        },
         **result,
         "warnings": [warning for warning in (before, machine.disturbed(elsewhere), stopped) if warning]
         + doubts(result),
     }
 
 
-def _measure_what_goes(groups: Sequence[Sequence[Spec]], gains: Any, plan: Plan, found: Measurements) -> str | None:
+def _measure_what_goes(
+    groups: Sequence[Sequence[Spec]], gains: Any, plan: Plan, read_rate: Callable[[], float], found: Measurements
+) -> str | None:
     """Measure; what ended it early, if something did once there were figures, for those may have taken hours."""
     try:
-        measure(groups, gains, plan, found)
+        measure(groups, gains, plan, read_rate, found)
     except (BenchmarkError, RuntimeError, KeyboardInterrupt) as error:
         if not found.turns:
             raise
@@ -138,6 +151,7 @@ def together(specs: Sequence[Spec], traffic: dict[str, Traffic], plan: Plan) -> 
     slots = max(plan.past) + plan.steps + 1
     caches = {name: of_name.cache(slots, max(plan.loops)) for name, of_name in traffic.items()}
     needed = (plan.batch + len(plan.loops)) * max(caches.values())  # a batch, of one contestant at a time
+    needed += _RUNTIME_BYTES + 2 * machine.buffer_bytes()  # what measures how fast this machine reads
     for spec in specs:  # PyTorch copies a cache to append to it
         needed += int(_RUNTIME_BYTES + _COPIES[spec.kind] * traffic[spec.name].stored + 2 * caches[spec.name])
     return available is None or needed <= _KEPT_FREE * available
@@ -196,7 +210,7 @@ def latency_files(result: dict[str, Any], folder: Path) -> dict[Path, str]:
         if not row["runtime"].startswith("onnxruntime"):
             continue
         shown = [each for each in result["decode"] if _in_report(each["contestant"], name, runtimes)]
-        files[folder / f"{Path(name).name}.latency.json"] = _json(
+        files[folder / f"{Path(name).name}.latency.json"] = as_json(
             {
                 "format_version": 1,
                 "precision": row["precision"],
@@ -236,25 +250,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(tables(result))
     files: dict[Path, str] = {} if given.latency is None else latency_files(result, given.latency)
     if given.profile is not None:
-        files[given.profile] = _json(result.pop("profile"))
+        files[given.profile] = as_json(result.pop("profile"))
     if given.json is not None:
-        files[given.json] = _json(result)
+        files[given.json] = as_json(result)
     if given.plot is not None and result["decode"]:
         files[given.plot] = draw(result["decode"])
     for path, text in files.items():
-        _write(path, text)
+        write_whole(path, text)
     return 1 if any(warning.startswith(_STOPPED) for warning in result["warnings"]) else 0
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=1) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from mythos_export.graph_parts import LOOP_NAME, Builder, given, parameter
-from mythos_export.passes.lower_moe import LowerMoEGrouped, swiglu
+from mythos_export.graph_parts import LOOP_NAME, RUNTIME_DOMAIN, Builder, given, parameter
+from mythos_export.passes import LowerMoEGrouped
+from mythos_export.passes.lower_moe import swiglu
 from mythos_export.passes.rewriting import Lowering
 from mythos_export.quantization import ROUTED_EXPERTS
 
-__all__ = ["LowerMoEBranched", "LowerMoEGathered", "Sizes", "looped_mixture", "with_random_weights"]
+__all__ = ["LowerMoEBranched", "LowerMoEGathered", "LowerMoEKernel", "Sizes", "looped_mixture"]
 
-_ALIGNMENT = 4096
+_NOT_CHOSEN = -1e4  # a logit whose exponential is 0
 
 
 class Sizes(NamedTuple):
@@ -29,45 +29,45 @@ class Sizes(NamedTuple):
 
 def looped_mixture(sizes: Sizes) -> ir.Model:
     """tokens [n, d], chosen and weights [trips, n, k] -> the sum over iterations [n, d], still of our own domain."""
-    shapes = {"trips": [], "tokens": ["n", sizes.dim], "chosen": ["t", "n", sizes.top_k]}
-    shapes["weights"] = shapes["chosen"]
-    inputs = {name: _value(name, shape) for name, shape in shapes.items()}
-    index, condition, total = (_value(name, shape) for name, shape in (("index", []), ("condition", []), ("sum", [])))
-    condition.type, total.type = ir.TensorType(ir.DataType.BOOL), ir.TensorType(ir.DataType.FLOAT)
-    total.shape = ir.Shape(["n", sizes.dim])
-    build = Builder("step")
-    chosen, weights = (build.op("Gather", [inputs[name], index], axis=0) for name in ("chosen", "weights"))
-    for value, dtype in ((chosen, ir.DataType.INT64), (weights, ir.DataType.FLOAT)):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(["n", sizes.top_k])
-    mixed = build.op("Add", [total, build.domain_op("SparseMoE", [inputs["tokens"], chosen, weights])])
-    always = build.op("Constant", [], value=ir.tensor(True))
-    for value, like in ((mixed, total), (always, condition)):
-        value.type, value.shape = like.type, like.shape
-    body = ir.Graph([index, condition, total], [always, mixed], nodes=build.take(), name="body")
+    inputs = {
+        "trips": _value("trips", ir.DataType.INT64, []),
+        "tokens": _value("tokens", ir.DataType.FLOAT, ["n", sizes.dim]),
+        "chosen": _value("chosen", ir.DataType.INT64, ["t", "n", sizes.top_k]),
+        "weights": _value("weights", ir.DataType.FLOAT, ["t", "n", sizes.top_k]),
+    }
     outer = Builder("main")
     nothing = outer.op("ConstantOfShape", [outer.op("Shape", [inputs["tokens"]])])
-    loop = ir.Node(
-        "", "Loop", [inputs["trips"], None, nothing], [ir.AttrGraph("body", body)], num_outputs=1, name=LOOP_NAME
-    )
-    result = loop.outputs[0]
-    result.name, result.type, result.shape = "mixed", total.type, total.shape
-    imports = {"": 21, "mythos": 1}
-    nodes = [*outer.take(), loop]
-    return ir.Model(ir.Graph(list(inputs.values()), [result], nodes=nodes, opset_imports=imports), ir_version=10)
+    body = ir.AttrGraph("body", _body(inputs, sizes))
+    loop = ir.Node("", "Loop", [inputs["trips"], None, nothing], [body], num_outputs=1, name=LOOP_NAME)
+    mixed = _like(loop.outputs[0], inputs["tokens"])
+    mixed.name = "mixed"
+    nodes, imports = [*outer.take(), loop], {"": 21, "mythos": 1}
+    return ir.Model(ir.Graph(list(inputs.values()), [mixed], nodes=nodes, opset_imports=imports), ir_version=10)
 
 
-def with_random_weights(model: ir.Model, file: Path) -> None:
-    """Give every parameter a value, and write the model; tensors of one shape share their numbers, not their place."""
-    draw = np.random.default_rng(0)
-    made: dict[object, ir.TensorProtocol] = {}
-    for value in model.graph.initializers.values():
-        if value.const_value is None:
-            assert value.shape is not None and value.dtype is not None
-            key = value.dtype, tuple(value.shape), str(value.name).endswith(".scale")
-            if key not in made:
-                made[key] = _random(draw, value.dtype, value.shape.numpy(), scale=key[2])
-            value.const_value = made[key]
-    ir.save(model, file, external_data=f"{file.name}.data")
+def _body(captured: dict[str, ir.Value], sizes: Sizes) -> ir.Graph:
+    """One iteration: its own routing, gathered by its index, and its mixture added to the sum."""
+    index = _value("index", ir.DataType.INT64, [])
+    condition = _value("condition", ir.DataType.BOOL, [])
+    total = _value("sum", ir.DataType.FLOAT, ["n", sizes.dim])
+    build = Builder("step")
+    chosen, weights = (build.op("Gather", [captured[name], index], axis=0) for name in ("chosen", "weights"))
+    for value, name in ((chosen, "chosen"), (weights, "weights")):
+        value.type, value.shape = captured[name].type, ir.Shape(["n", sizes.top_k])
+    mixture = _like(build.domain_op("SparseMoE", [captured["tokens"], chosen, weights]), total)
+    mixed = _like(build.op("Add", [total, mixture]), total)
+    always = _like(build.op("Constant", [], value=ir.tensor(True)), condition)
+    return ir.Graph([index, condition, total], [always, mixed], nodes=build.take(), name="body")
+
+
+def _value(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _like(value: ir.Value, other: ir.Value) -> ir.Value:
+    """The value, with the other's type and shape."""
+    value.type, value.shape = other.type, other.shape
+    return value
 
 
 class LowerMoEGathered(Lowering):
@@ -79,11 +79,12 @@ class LowerMoEGathered(Lowering):
         self.sizes = sizes
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
+        """[n, d]."""
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
         wide = [self.sizes.experts, self.sizes.dim, self.sizes.expert_dim]
         shapes = {"gate": wide, "up": wide, "down": [wide[0], wide[2], wide[1]]}
         gate, up, down = (
-            build.op("Gather", [parameter(main, f"{ROUTED_EXPERTS}.{name}.all", shape), chosen], axis=0)
+            build.op("Gather", [parameter(main, f"{ROUTED_EXPERTS}.{name}.columns", shape), chosen], axis=0)
             for name, shape in shapes.items()
         )  # [n, k, d, i]
         rows = build.op("Unsqueeze", [tokens, build.ints(1, 2)])  # [n, 1, 1, d]
@@ -96,32 +97,70 @@ class LowerMoEGathered(Lowering):
 
 
 class LowerMoEBranched(LowerMoEGrouped):
-    """Grouped, with an `If` around each expert: one without tokens costs no product at all."""
+    """Grouped, with an `If` around each expert: without tokens it computes nothing at all."""
 
-    def run(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
-        count = build.op("Squeeze", [build.op("Shape", [rows], start=0, end=1)])
-        some = build.op("Greater", [count, build.op("Squeeze", [build.ints(0)])])
-        inner, outer = Builder(f"{build.prefix}.then{index}"), Builder(f"{build.prefix}.else{index}")
-        done = swiglu(inner, rows, main, index, self.dim, self.expert_dim)
-        none = outer.op("Identity", [rows])
+    def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
+        """[n, d]."""
+        tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
+        pairs = build.op("Reshape", [chosen, build.ints(-1)])
+        count = build.op("Shape", [pairs])
+        _, order = build.op("TopK", [pairs, count], outputs=2, axis=0, largest=0, sorted=1)
+        by_expert = build.op("Gather", [tokens, build.op("Div", [order, build.ints(self.top_k)])], axis=0)
+        done = [self._branch(build, rows, main, at) for at, rows in enumerate(self._split(build, by_expert, pairs))]
+        joined = build.op("Concat", done, axis=0)
+        restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
+        restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
+        weighed = build.op("Mul", [restored, build.op("Unsqueeze", [weights, build.ints(2)])])
+        return build.op("ReduceSum", [weighed, build.ints(1)], keepdims=0)
+
+    def _branch(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+        some = build.op("Greater", [build.op("Size", [rows]), build.op("Squeeze", [build.ints(0)])])
+        busy, idle = Builder(f"{build.prefix}.busy{index}"), Builder(f"{build.prefix}.idle{index}")
+        done = swiglu(busy, rows, main, index, self.dim, self.expert_dim)
+        none = idle.op("Constant", [], value=ir.tensor(np.empty((0, self.dim), np.float32)))
         branches = []
-        for name, value, nodes in (("then_branch", done, inner.take()), ("else_branch", none, outer.take())):
+        for name, value, nodes in (("then_branch", done, busy.take()), ("else_branch", none, idle.take())):
             value.type = ir.TensorType(ir.DataType.FLOAT)
             branches.append(ir.AttrGraph(name, ir.Graph([], [value], nodes=nodes, name=f"{name}.{index}")))
-        node = ir.Node("", "If", [some], branches, num_outputs=1, name=f"{build.prefix}.if{index}")
-        node.outputs[0].name = node.name
+        node = ir.Node("", "If", [some], branches, num_outputs=1, name=f"{build.prefix}.If_{index}")
+        node.outputs[0].name = str(node.name)
         build.nodes.append(node)
         return node.outputs[0]
 
 
-def _value(name: str, shape: list[int | str]) -> ir.Value:
-    dtype = ir.DataType.FLOAT if name in ("tokens", "weights") else ir.DataType.INT64
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+class LowerMoEKernel(Lowering):
+    """ONNX Runtime's own kernel in float, `com.microsoft::MoE`, routed by logits that leave it no choice.
 
+    Requires weights that sum to 1 for each token: the kernel makes a softmax of the chosen ones' logits.
+    """
 
-def _random(draw: np.random.Generator, dtype: ir.DataType, shape: tuple[int, ...], *, scale: bool) -> ir.TensorProtocol:
-    if dtype == ir.DataType.FLOAT:
-        low, high = (0.001, 0.002) if scale else (-0.02, 0.02)
-        return ir.tensor(draw.uniform(low, high, shape).astype(np.float32))
-    low, high = (0, 256) if dtype == ir.DataType.UINT8 else (-127, 128)
-    return ir.tensor(draw.integers(low, high, shape).astype(dtype.numpy()))
+    op_type = "SparseMoE"
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lower; the model needs the runtime's domain."""
+        model.graph.opset_imports[RUNTIME_DOMAIN] = 1
+        return super().call(model)
+
+    def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
+        """[n, d]."""
+        tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
+        experts, top_k, dim, expert_dim = self.sizes
+        rows = build.op("Shape", [chosen], start=0, end=1)
+        shape = build.op("Concat", [rows, build.ints(experts)], axis=0)
+        nobody = build.op("ConstantOfShape", [shape], value=ir.tensor([_NOT_CHOSEN], dtype=ir.DataType.FLOAT))
+        logits = build.op("ScatterElements", [nobody, chosen, build.op("Log", [weights])], axis=1)  # [n, experts]
+        gate_up = parameter(main, f"{ROUTED_EXPERTS}.gate_up.rows", [experts, 2 * expert_dim, dim])
+        down = parameter(main, f"{ROUTED_EXPERTS}.down.rows", [experts, dim, expert_dim])
+        return build.runtime_op(
+            "MoE",
+            [tokens, logits, gate_up, None, down],
+            k=top_k,
+            activation_type="swiglu",
+            activation_alpha=1.0,
+            activation_beta=0.0,
+            swiglu_fusion=1,  # gate and up in alternate rows
+            normalize_routing_weights=1,
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,9 +23,9 @@ from tools import benchmark
 from tools.benchmarking import machine
 from tools.benchmarking.contestants import BundleContestant, Spec
 from tools.benchmarking.context import make_context
-from tools.benchmarking.machine import Roofline, better
+from tools.benchmarking.machine import Roofline, better, with_readings
 from tools.benchmarking.measure import Cell, Measurements, Plan, agreement, mixed_depths
-from tools.benchmarking.memory import Memory
+from tools.benchmarking.memory import Memory, own_memory, return_freed
 from tools.benchmarking.pairing import fit_line, interval_of_median, order_of_round, ratio
 from tools.benchmarking.plot import draw
 from tools.benchmarking.profiling import own_times
@@ -163,6 +165,8 @@ def test_figures_are_held_against_the_bytes_they_move(mla_config: MythosConfig) 
     assert batch["depths"] == [2, 4, 8, 2]
     assert batch["gain"] == pytest.approx((12 + 14 + 18 + 12) / 28)
     assert batch["tokens_per_s"] == pytest.approx(4 / 0.028)
+    assert batch["deepest_alone_tokens_per_s"] == pytest.approx(1 / 0.018)
+    assert batch["gain_over_deepest"] == pytest.approx(4 * 18 / 28)
 
 
 def test_memory_counts_from_before_loading_at_its_worst(mla_config: MythosConfig) -> None:
@@ -172,8 +176,12 @@ def test_memory_counts_from_before_loading_at_its_worst(mla_config: MythosConfig
     result = figures(found, plan, mla_config, traffic, ROOFLINE)
     memory = result["contestants"][1]["memory"]
     assert memory["at"] == {"past": 20, "loops": 8}
+    assert (memory["loaded_bytes"], memory["loaded_anonymous_bytes"], memory["loaded_file_bytes"]) == (100, 70, 30)
     assert memory["decoding_bytes"] == 2 * stored
+    assert memory["decoding_anonymous_bytes"] == stored + 1
+    assert memory["decoding_file_bytes"] == stored - 1
     assert memory["times_weights_and_cache"] == pytest.approx(2 * stored / (stored + 7))
+    assert memory["anonymous_times_weights_and_cache"] == pytest.approx((stored + 1) / (stored + 7))
     assert memory["peak_bytes"] == 3 * stored
 
 
@@ -187,6 +195,13 @@ def test_what_speaks_against_the_figures_is_said(mla_config: MythosConfig) -> No
     assert all(text.startswith("fast differs in fp32 by 5.0e-01") for text in said[1:])
     found.loading["fast"]["precision"] = "int8"  # which may differ
     assert len(doubts(figures(found, plan, mla_config, traffic, ROOFLINE))) == 1
+    found.idle.clear()
+    slow = Roofline(1e6, "given", {1 << 20: 1e6}, ROOFLINE.gemm_flops)
+    result = figures(found, plan, mla_config, traffic, slow)
+    most = max(row["resident_roofline_share"] for row in result["decode"])
+    assert doubts(result) == [
+        f"fast reached {most:.0%} of the roofline: it is too low, for this machine reads faster than was found"
+    ]
 
 
 def test_the_roofline_is_the_best_that_was_seen() -> None:
@@ -197,6 +212,50 @@ def test_the_roofline_is_the_best_that_was_seen() -> None:
     assert ROOFLINE.at(1 << 20) == 4e9
     assert ROOFLINE.at((1 << 20) + 1) == 2e9
     assert ROOFLINE.at(1 << 30) == 1e9
+
+
+def test_what_was_read_in_between_raises_the_roofline() -> None:
+    assert with_readings(ROOFLINE, "that way", [9e8, 1.5e9, 1.2e9]) == ROOFLINE._replace(
+        read_bytes_per_s=1.5e9, read_way="that way"
+    )
+    assert with_readings(ROOFLINE, "that way", [9e8]) == with_readings(ROOFLINE, "that way", []) == ROOFLINE
+
+
+@pytest.mark.parametrize("op", ["MatMul", "MatMulNBits"])
+def test_products_of_a_row_read_as_many_bytes_as_they_say(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they compute shows that every product has weights of its own, all of which take part."""
+    monkeypatch.setattr(machine, "_MOST_COLUMNS", 16)
+    number = 4 if op == "MatMul" else 1
+    reading = machine._row_products(op, 5 * number * 2048 * 16, threads=1)
+    results = np.stack(reading.once())
+    numbers, scales = 5 * 16 * 2048 * number, 0 if op == "MatMul" else 5 * 16 * (2048 // 128) * 4
+    assert reading.amount == numbers + scales
+    index = np.arange(5.0)
+    wanted = 2048 * (index + 1) * (1 if op == "MatMul" else index - 128)
+    np.testing.assert_allclose(results, np.broadcast_to(wanted[:, None, None], (5, 1, 16)), rtol=1e-3)
+
+
+def test_every_way_reads_the_working_set_it_is_given() -> None:
+    for name, way in machine._ways(1).items():
+        assert way(1 << 20).amount % (1 << 20) <= 1 << 16, name  # whole passes, and the scales of int8
+
+
+def test_a_way_of_reading_is_kept_ready() -> None:
+    with machine.reading(1, "a dot product in each thread") as again:
+        assert all(1e8 < again() < 1e12 for _ in range(2))
+
+
+@pytest.mark.skipif(own_memory() is None, reason="no /proc")
+def test_what_was_freed_is_no_longer_counted() -> None:
+    arrays = [np.ones(8192) for _ in range(1000)]  # each too small to be mapped by itself
+    last, before = arrays[-1], own_memory()
+    del arrays
+    return_freed()
+    after = own_memory()
+    assert before is not None
+    assert after is not None
+    assert last.sum() == 8192
+    assert before.anonymous - after.anonymous > 50e6
 
 
 def test_agreement_is_a_share_of_the_range() -> None:
@@ -232,13 +291,13 @@ def _made_up() -> tuple[Measurements, Plan]:
         found.loading[name] = {
             "seconds": 1.0,
             "before": Memory(100, 60, 40, 100),
-            "after": Memory(200, 60, 40, 200),
+            "after": Memory(200, 130, 70, 200),
             "runtime": "made up",
             "precision": "fp32",
         }
         found.memory[name] = {
             Cell("decode", 10, 2): (7, Memory(100 + stored, 60, 40, 0)),
-            Cell("decode", 20, 8): (7, Memory(100 + 2 * stored, 60, 40, 0)),
+            Cell("decode", 20, 8): (7, Memory(100 + 2 * stored, 61 + stored, 39 + stored, 0)),
         }
         found.peak[name] = Memory(0, 0, 0, 100 + 3 * stored)
         found.checked.setdefault(2, {})[name] = logits[name]
@@ -365,14 +424,14 @@ def test_without_memory_for_all_they_take_turns_in_it(
 
 
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(groups: object, gains: object, plan: Plan, found: Measurements) -> None:
+    def fail(groups: object, gains: object, plan: Plan, read_rate: object, found: Measurements) -> None:
         raise BenchmarkError("the second one died")
 
     monkeypatch.setattr(benchmark, "measure", fail)
     found, plan = _made_up()
-    assert benchmark._measure_what_goes([], {}, plan, found) == "stopped early: the second one died"
+    assert benchmark._measure_what_goes([], {}, plan, float, found) == "stopped early: the second one died"
     with pytest.raises(BenchmarkError):
-        benchmark._measure_what_goes([], {}, plan, Measurements())
+        benchmark._measure_what_goes([], {}, plan, float, Measurements())
 
 
 def test_a_worker_that_dies_is_one_line(tiny_bundle: Path, mla_config: MythosConfig) -> None:
@@ -438,14 +497,26 @@ def test_a_loop_has_its_own_time_only() -> None:
 # all of it
 
 
+@pytest.fixture
+def known_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring it takes half a minute."""
+
+    @contextlib.contextmanager
+    def reading(threads: int, way: str) -> Iterator[Callable[[], float]]:
+        assert (threads, way) == (1, "given")
+        yield lambda: 1.5e9
+
+    monkeypatch.setattr(benchmark.machine, "measure_roofline", lambda threads: ROOFLINE)
+    monkeypatch.setattr(benchmark.machine, "reading", reading)
+
+
 def test_a_run_of_bundles(
     tiny_bundle: Path,
     mla_config: MythosConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    known_roofline: None,
 ) -> None:
-    monkeypatch.setattr(benchmark.machine, "measure_roofline", lambda threads: ROOFLINE)  # takes half a minute
     files = {name: tmp_path / name for name in ("speed.json", "speed.svg", "profile.json")}
     shape = "--contestants bundles --past 4,8 --loops 1,2,3 --prefill 5 --batch 4 --threads 1 --rounds 2 --steps 1"
     options = [*shape.split(), "--json", files["speed.json"], "--plot", files["speed.svg"]]
@@ -457,6 +528,8 @@ def test_a_run_of_bundles(
     assert all(0 < row["outside_ms"] < row["ms_per_token"] for row in result["decode"])
     assert [row["depths"] for row in result["batch"]] == [[1, 2, 3, 1]] * 2
     assert len(result["against_loops"]) == 3
+    assert result["roofline"]["during"] == {"read_way": "given", "read_bytes_per_s": [1.5e9] * (6 + 3 + 2)}  # cells
+    assert result["roofline"]["used"]["read_bytes_per_s"] == 1.5e9
     assert result["model"]["source"]["seed"] == 0
     assert files["speed.svg"].read_text() == draw(result["decode"])
     ET.fromstring(files["speed.svg"].read_text())
@@ -477,10 +550,9 @@ def test_a_run_of_bundles(
 
 
 def test_a_bundle_that_computes_something_else_is_not_timed(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], known_roofline: None
 ) -> None:
     """A bundle whose manifest says seed 0, with other weights."""
-    monkeypatch.setattr(benchmark.machine, "measure_roofline", lambda threads: ROOFLINE)
     other = tmp_path / "other"
     other.mkdir()
     for file in tiny_bundle.iterdir():
@@ -497,8 +569,7 @@ def test_a_bundle_that_computes_something_else_is_not_timed(
 
 
 @pytest.mark.dear
-def test_a_run_of_everybody(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.machine, "measure_roofline", lambda threads: ROOFLINE)
+def test_a_run_of_everybody(tiny_bundle: Path, tmp_path: Path, known_roofline: None) -> None:
     options = "--past 4 --loops 1,2,3 --prefill 5 --batch 2 --threads 1 --rounds 2 --steps 1 --residence apart"
     path = tmp_path / "speed.json"
     assert benchmark.main(["--bundles", str(tiny_bundle), *options.split(), "--json", str(path)]) == 0

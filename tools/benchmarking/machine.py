@@ -1,34 +1,41 @@
 """What this machine can do at best: bytes read a second, out of memory and out of caches, and products a second.
 
 Whatever moves most counts: several ways to read are tried, each as often as it takes, and the best is the machine's. A
-roofline that is too low would flatter everyone who is held against it.
+roofline that is too low would flatter everyone who is held against it. What plain loops over an array reach is too
+low: a bundle was seen at 128 % of it, for ONNX Runtime packs weights so that threads read them in many streams at once.
+So what contestants do at their best is among the ways: products of one row with packed weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tools.benchmarking.worker import thread_limits
+from tools.benchmarking.worker import SETTLE, thread_limits
 
 __all__ = [
     "Others",
     "Roofline",
     "better",
+    "buffer_bytes",
     "busy_elsewhere",
     "describe",
     "disturbed",
     "last_level_cache",
     "measure_roofline",
+    "reading",
+    "with_readings",
 ]
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -38,9 +45,14 @@ _BUSY = (1, 2, 3, 6, 7, 8)  # columns of its first line: user, nice, system, irq
 _UNDISTURBED = 0.03  # share of the processor that others may take before figures suffer
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 _MIB = 1 << 20
-_LEAST_BUFFER, _MOST_BUFFER = 512 * _MIB, 4096 * _MIB
+_BUFFER = 512 * _MIB  # where the system does not say how large its caches are
+_LEAST_BUFFER, _MOST_BUFFER = 128 * _MIB, 4096 * _MIB
 _WORKING_SETS = [mib * _MIB for mib in (2, 4, 8, 16, 32, 64, 128)]
 _SECONDS = 0.25  # of reading, for each way and working set
+_AGAIN_SECONDS = 0.3  # of reading once more, while contestants are in memory
+_CONTRACTION = 2048  # of a product of one row
+_MOST_COLUMNS = 8192
+_BLOCK = 128  # of the contraction, which shares a scale
 _GEMM_SIZES = (512, 1024, 2048)
 
 
@@ -58,12 +70,35 @@ class Roofline(NamedTuple):
         return self.resident_bytes_per_s[min(fitting)] if fitting else self.read_bytes_per_s
 
 
+class _Reading(NamedTuple):
+    """A way of reading, its buffers made."""
+
+    once: Callable[[], object]
+    amount: float  # bytes
+    held: object = None  # what must outlive it
+
+    def rate(self, seconds: float = _SECONDS) -> float:
+        return _best_rate(self.once, self.amount, seconds)
+
+
 def measure_roofline(threads: int) -> Roofline:
     """Measure, in a process of its own."""
-    with thread_limits(threads):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_measure, threads).result()
+    with _own_process(threads) as pool:
+        return pool.submit(_measure, threads).result()
+
+
+@contextlib.contextmanager
+def reading(threads: int, way: str) -> Iterator[Callable[[], float]]:
+    """One way of reading out of memory, kept ready in a process of its own: bytes a second, whenever it is called."""
+    with _own_process(threads) as pool:
+        pool.submit(_keep, threads, way).result()
+        yield lambda: pool.submit(_read_again).result()
+
+
+@contextlib.contextmanager
+def _own_process(threads: int) -> Iterator[ProcessPoolExecutor]:
+    with thread_limits(threads), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
 
 
 def better(first: Roofline, second: Roofline) -> Roofline:
@@ -72,6 +107,18 @@ def better(first: Roofline, second: Roofline) -> Roofline:
     resident = {size: max(rate, second.resident_bytes_per_s[size]) for size, rate in first.resident_bytes_per_s.items()}
     gemm = {kind: max(rate, second.gemm_flops[kind]) for kind, rate in first.gemm_flops.items()}
     return Roofline(best.read_bytes_per_s, best.read_way, resident, gemm)
+
+
+def with_readings(roofline: Roofline, way: str, rates: Sequence[float]) -> Roofline:
+    """The roofline, raised to the best of what was read in between."""
+    best = max(rates, default=0.0)
+    return roofline if best <= roofline.read_bytes_per_s else roofline._replace(read_bytes_per_s=best, read_way=way)
+
+
+def buffer_bytes() -> int:
+    """What is read out of memory: far more than caches hold."""
+    cache = last_level_cache()
+    return _BUFFER if cache is None else min(max(8 * cache, _LEAST_BUFFER), _MOST_BUFFER)
 
 
 def last_level_cache() -> int | None:
@@ -147,36 +194,55 @@ def _measure(threads: int) -> Roofline:
     import torch
 
     torch.set_num_threads(threads)
-    size = min(max(_LEAST_BUFFER, 8 * (last_level_cache() or 0)), _MOST_BUFFER)
-    out_of_memory = {name: way(size) for name, way in _ways(threads).items()}
+    size, ways = buffer_bytes(), _ways(threads)
+    out_of_memory = {name: way(size).rate() for name, way in ways.items()}
     best = max(out_of_memory, key=lambda name: out_of_memory[name])
-    resident = {size: max(way(size) for way in _ways(threads).values()) for size in _WORKING_SETS}
+    resident = {size: max(way(size).rate() for way in ways.values()) for size in _WORKING_SETS}
     return Roofline(out_of_memory[best], best, resident, _gemm_rates(threads))
 
 
-def _ways(threads: int) -> dict[str, Callable[[int], float]]:
-    """Name -> bytes a second for a working set of so many bytes."""
+_kept: list[_Reading] = []  # of the process of `reading`, between its calls
+
+
+def _keep(threads: int, way: str) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted is the other end
+    torch.set_num_threads(threads)
+    _kept.append(_ways(threads)[way](buffer_bytes()))
+
+
+def _read_again() -> float:
+    rate = _kept[0].rate(_AGAIN_SECONDS)
+    time.sleep(SETTLE)
+    return rate
+
+
+def _ways(threads: int) -> dict[str, Callable[[int], _Reading]]:
+    """By name, what makes buffers for a working set of so many bytes."""
     import torch
 
     def rows(size: int) -> torch.Tensor:
         return torch.ones(max(size // (4 * 2048), threads), 2048)
 
-    def summed(size: int) -> float:
+    def summed(size: int) -> _Reading:
         data = rows(size)
-        return _best_rate(lambda: data.sum(), data.nbytes)
+        return _Reading(lambda: data.sum(), data.nbytes)
 
-    def multiplied(size: int) -> float:
+    def multiplied(size: int) -> _Reading:
         data, vector = rows(size), torch.ones(2048)
-        return _best_rate(lambda: torch.mv(data, vector), data.nbytes)
+        return _Reading(lambda: torch.mv(data, vector), data.nbytes)
 
     return {
-        "a dot product in each thread": lambda size: _dot_rate(size, threads),
+        "a dot product in each thread": lambda size: _dot_product(size, threads),
         "torch.sum": summed,
         "a matrix times a vector": multiplied,
+        "ONNX Runtime's MatMul of a row": lambda size: _row_products("MatMul", size, threads),
+        "ONNX Runtime's MatMulNBits of a row, int8": lambda size: _row_products("MatMulNBits", size, threads),
     }
 
 
-def _dot_rate(size: int, threads: int) -> float:
+def _dot_product(size: int, threads: int) -> _Reading:
     """numpy's dot product leaves Python's lock, so that threads read at once; each reads its own half."""
     parts = [np.ones(size // 4 // threads, np.float32) for _ in range(threads)]
     passes = max(1, _MIB * 64 // size)  # in one go, so that starting threads does not count
@@ -193,14 +259,78 @@ def _dot_rate(size: int, threads: int) -> float:
         for thread in others:
             thread.join()
 
-    return _best_rate(once, passes * sum(part.nbytes for part in parts))
+    return _Reading(once, passes * sum(part.nbytes for part in parts))
 
 
-def _best_rate(run: Callable[[], object], amount: float) -> float:
+def _row_products(op: str, size: int, threads: int) -> _Reading:
+    """One row times matrices of together `size` bytes, which ONNX Runtime packs when it loads them."""
+    number = 4 if op == "MatMul" else 1  # bytes
+    count = -(-size // (number * _CONTRACTION * _MOST_COLUMNS))
+    columns = max(size // (count * number * _CONTRACTION), 1)
+    weights = [_weights_of(op, index, columns) for index in range(count)]
+    session = _session_of_products(op, weights, columns, threads)
+    given = {"x": np.ones((1, _CONTRACTION), np.float32)}
+    amount = sum(array.nbytes for of_node in weights for array in of_node.values())
+    # a session does not own what it was handed over, and may read it where it lies
+    return _Reading(lambda: session.run(None, given), amount, weights)
+
+
+def _weights_of(op: str, index: int, columns: int) -> dict[str, Any]:
+    """The parameters of one product: fp32, or int8 and the scales of its blocks.
+
+    Each product's numbers are its own: ONNX Runtime keeps one copy of packed weights that are equal.
+    """
+    if op == "MatMul":
+        return {f"w{index}": np.full((_CONTRACTION, columns), index + 1, np.float32)}
+    blocks = _CONTRACTION // _BLOCK
+    return {
+        f"w{index}": np.full((columns, blocks, _BLOCK), index % 256, np.uint8),
+        f"s{index}": np.full((columns, blocks), index + 1, np.float32),
+    }
+
+
+def _session_of_products(op: str, weights: list[dict[str, Any]], columns: int, threads: int) -> Any:
+    """Weights are handed over beside the model, which may be no larger than 2 GiB."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    attributes: dict[str, Any] = {}
+    if op == "MatMulNBits":
+        attributes = {"domain": "com.microsoft", "K": _CONTRACTION, "N": columns, "bits": 8, "block_size": _BLOCK}
+        attributes["accuracy_level"] = 4  # multiplies integers, as quantised bundles do
+    arrays = {name: array for of_node in weights for name, array in of_node.items()}
+    results = [f"y{index}" for index in range(len(weights))]
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *of_node], [y], **attributes) for of_node, y in zip(weights, results)],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, _CONTRACTION])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, columns]) for y in results],
+        [_handed_over(name, array) for name, array in arrays.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    content = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _handed_over(name: str, array: Any) -> Any:
+    """An initialiser whose numbers the session is given."""
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="handed over")
+    return tensor
+
+
+def _best_rate(run: Callable[[], object], amount: float, seconds: float = _SECONDS) -> float:
     """Amount a second in the quickest of many runs."""
     run()
     quickest, begun, runs = float("inf"), time.perf_counter(), 0
-    while runs < 3 or time.perf_counter() - begun < _SECONDS:
+    while runs < 3 or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         run()
         quickest = min(quickest, time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -62,10 +62,16 @@ class Measurements:
     memory: dict[str, dict[Cell, tuple[int, Memory]]] = field(default_factory=dict)  # cache bytes held, and all memory
     peak: dict[str, Memory] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
+    read_rates: list[float] = field(default_factory=list)  # bytes a second out of memory, before each cell's rounds
 
 
-def measure(groups: Sequence[Sequence[Spec]], gains: Any, plan: Plan, found: Measurements) -> None:
+def measure(
+    groups: Sequence[Sequence[Spec]], gains: Any, plan: Plan, read_rate: Callable[[], float], found: Measurements
+) -> None:
     """Measure group after group; the contestants of one are in memory together. Complete cells go into `found`.
+
+    Args:
+        read_rate: measures how fast this machine reads, now.
 
     Raises:
         BenchmarkError: a contestant cannot run, or in fp32 computes something else than the first one.
@@ -76,7 +82,7 @@ def measure(groups: Sequence[Sequence[Spec]], gains: Any, plan: Plan, found: Mea
             for spec in group:
                 workers[spec.name] = Worker(spec)
                 _load(workers[spec.name], gains, plan, found)
-            _cells(workers, {spec.name for spec in group if spec.kind == "bundle"}, plan, found)
+            _cells(workers, {spec.name for spec in group if spec.kind == "bundle"}, plan, read_rate, found)
             if len(workers) > 1:  # alone, it had nobody to wait for
                 found.idle |= {name: worker.ask("idle_share") for name, worker in workers.items()}
         finally:
@@ -122,18 +128,24 @@ def _require_equal(name: str, loops: int, logits: dict[str, NDArray[np.float32]]
         )
 
 
-def _cells(workers: dict[str, Worker], bundles: set[str], plan: Plan, found: Measurements) -> None:
+def _cells(
+    workers: dict[str, Worker], bundles: set[str], plan: Plan, read_rate: Callable[[], float], found: Measurements
+) -> None:
+    """All cells, each after a look at what the machine can do just then."""
     for past in plan.past:
         for loops in plan.loops:
+            found.read_rates.append(read_rate())
             _decode(workers, Cell("decode", past, loops), plan, found)
     for tokens in plan.prefill:
         for loops in plan.loops:
+            found.read_rates.append(read_rate())
             _prefill(workers, Cell("prefill", tokens, loops), plan, found)
     for name, worker in workers.items():
         found.peak[name] = worker.ask("memory")
     if plan.batch:
         for past in plan.past:
             for name in sorted(bundles):
+                found.read_rates.append(read_rate())
                 _batch(workers[name], past, plan, found)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Memory", "available_bytes", "own_memory"]
+__all__ = ["Memory", "available_bytes", "own_memory", "return_freed"]
 
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
@@ -31,6 +33,14 @@ def own_memory() -> Memory | None:
 def available_bytes() -> int | None:
     """Memory that new processes can have without swapping; None where there is no /proc."""
     return _fields(_MEMINFO).get("MemAvailable")
+
+
+def return_freed() -> None:
+    """Give what this process has freed back to the system; glibc keeps some of it, and it would count as in use."""
+    library = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+    if trim is not None:
+        trim(0)
 
 
 def _fields(path: Path) -> dict[str, int]:

@@ -55,7 +55,18 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
         for row in result["decode"]
         if {precisions[row["contestant"]], first} == {"fp32"} and not row["error_over_range"] <= _TOLD_APART
     ]
-    return found
+    return found + _too_low(result["decode"])
+
+
+def _too_low(decode: Sequence[Row]) -> list[str]:
+    """Nobody reads faster than the machine can."""
+    best = max(decode, key=lambda row: row["resident_roofline_share"], default=None)
+    if best is None or best["resident_roofline_share"] <= 1:
+        return []
+    return [
+        f"{best['contestant']} reached {best['resident_roofline_share']:.0%} of the roofline: it is too low, for this "
+        "machine reads faster than was found"
+    ]
 
 
 def _of(kind: str, found: Measurements) -> list[Cell]:
@@ -145,6 +156,7 @@ def _batch_rows(cell: Cell, found: Measurements, plan: Plan) -> list[Row]:
         together = _medians(turns)
         alone = {loops: _medians(found.turns[Cell("alone", cell.tokens, loops)][name]) for loops in set(depths)}
         one_by_one = [sum(alone[loops][index] for loops in depths) for index in range(len(together))]
+        deepest = alone[max(depths)]
         rows.append(
             {
                 "contestant": name,
@@ -153,6 +165,8 @@ def _batch_rows(cell: Cell, found: Measurements, plan: Plan) -> list[Row]:
                 "tokens_per_s": len(depths) / statistics.median(together),
                 "one_by_one_tokens_per_s": len(depths) / statistics.median(one_by_one),
                 "gain": ratio(one_by_one, together),
+                "deepest_alone_tokens_per_s": 1 / statistics.median(deepest),
+                "gain_over_deepest": len(depths) * ratio(deepest, together),
             }
             | _timing(together, "ms_per_step")
         )
@@ -225,6 +239,7 @@ def _memory(name: str, found: Measurements, traffic: Traffic) -> Row | None:
     before: Memory | None = found.loading[name]["before"]
     if before is None or name not in found.memory:
         return None
+    loaded: Memory = found.loading[name]["after"]
     shares = {
         cell: (memory.resident - before.resident) / (traffic.stored + cache)
         for cell, (cache, memory) in found.memory[name].items()
@@ -234,11 +249,15 @@ def _memory(name: str, found: Measurements, traffic: Traffic) -> Row | None:
     peak = found.peak.get(name)
     return {
         "runtime_bytes": before.resident,
-        "loaded_bytes": found.loading[name]["after"].resident - before.resident,
+        "loaded_bytes": loaded.resident - before.resident,
+        "loaded_anonymous_bytes": loaded.anonymous - before.anonymous,
+        "loaded_file_bytes": loaded.file - before.file,
         "decoding_bytes": memory.resident - before.resident,
         "decoding_anonymous_bytes": memory.anonymous - before.anonymous,
+        "decoding_file_bytes": memory.file - before.file,
         "cache_bytes": cache,
         "at": {"past": worst.tokens, "loops": worst.loops},
         "times_weights_and_cache": shares[worst],
+        "anonymous_times_weights_and_cache": (memory.anonymous - before.anonymous) / (traffic.stored + cache),
         "peak_bytes": None if peak is None else peak.peak - before.resident,
     }

@@ -57,7 +57,10 @@ def _contestants(rows: Rows) -> list[list[str]]:
             "a loop MB",
             "idle CPU",
             "decoding MB",
+            "anonymous",
+            "file",
             "/ (weights + cache)",
+            "anonymous / them",
             "peak MB",
         ]
     ]
@@ -72,7 +75,10 @@ def _contestants(rows: Rows) -> list[list[str]]:
                 f"{row['looped_block_bytes'] / _MB:.1f}",
                 _share(row["idle_cpu_share"]),
                 _number(memory.get("decoding_bytes"), 1 / _MB, 1),
+                _number(memory.get("decoding_anonymous_bytes"), 1 / _MB, 1),
+                _number(memory.get("decoding_file_bytes"), 1 / _MB, 1),
                 _number(memory.get("times_weights_and_cache"), 1, 2),
+                _number(memory.get("anonymous_times_weights_and_cache"), 1, 2),
                 _number(memory.get("peak_bytes"), 1 / _MB, 1),
             ]
         )
@@ -126,7 +132,21 @@ def _prefill(rows: Rows, yardsticks: Collection[str]) -> list[list[str]]:
 
 
 def _batch(rows: Rows) -> list[list[str]]:
-    body = [["", "past", "depths", "tokens/s", "one by one", "gain", "ms a step", "95 % interval", "least..most"]]
+    body = [
+        [
+            "",
+            "past",
+            "depths",
+            "tokens/s",
+            "one by one",
+            "gain",
+            "deepest alone",
+            "gain over it",
+            "ms a step",
+            "95 % interval",
+            "least..most",
+        ]
+    ]
     return body + [
         [
             row["contestant"],
@@ -135,6 +155,8 @@ def _batch(rows: Rows) -> list[list[str]]:
             f"{row['tokens_per_s']:.1f}",
             f"{row['one_by_one_tokens_per_s']:.1f}",
             f"{row['gain']:.2f}",
+            f"{row['deepest_alone_tokens_per_s']:.1f}",
+            f"{row['gain_over_deepest']:.2f}",
             f"{row['ms_per_step']:.3f}",
             *_spread(row),
         ]

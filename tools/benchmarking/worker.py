@@ -24,11 +24,11 @@ from engines.errors import EngineError
 from mythos_export.bundle import BundleError
 from tools.benchmarking.contestants import BundleContestant, Contestant, Running, Spec
 from tools.benchmarking.context import make_context
-from tools.benchmarking.memory import Memory, own_memory
+from tools.benchmarking.memory import Memory, own_memory, return_freed
 
-__all__ = ["BenchmarkError", "Turn", "Worker", "thread_limits"]
+__all__ = ["SETTLE", "BenchmarkError", "Turn", "Worker", "thread_limits"]
 
-_SETTLE = 0.05  # seconds after a turn: threads that spin for a while before they sleep have gone to sleep
+SETTLE = 0.05  # seconds after a turn: threads that spin for a while before they sleep have gone to sleep
 _END_WITHIN = 10.0  # seconds
 
 
@@ -180,6 +180,8 @@ class _Desk:
         config = _config(self._spec)
         context = make_context(config, self._gains, past, max(depths), self._spec.seed)
         self._held[key] = self._contestant.resume(context, depths, room)
+        del context
+        return_freed()  # what drawing a context left behind is none of the contestant's
         return self._held[key].cache_bytes
 
     def drop(self) -> None:
@@ -197,7 +199,7 @@ class _Desk:
             outside.append(seconds[-1] - (self._contestant.inside or 0.0) + (inside or 0.0))
         logits = np.array(logits)
         running.rewind()  # what the steps appended is not kept between turns
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE)
         return Turn(seconds[1:], outside[1:] if self._contestant.inside is not None else None, logits)
 
     def prefill(self, ids: Sequence[int], loops: int) -> Turn:
@@ -205,7 +207,7 @@ class _Desk:
         start = time.perf_counter()
         logits, _ = self._contestant.prefill(ids, loops, len(ids))
         seconds = time.perf_counter() - start
-        time.sleep(_SETTLE)
+        time.sleep(SETTLE)
         return Turn([seconds], None, np.array(logits))
 
     def memory(self) -> Memory | None:
