@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import onnx_ir as ir
 
 from mythos_export.number_formats import FORMATS, NumberFormat
-from reference_model.config import MythosConfig
 
 __all__ = [
     "EMBEDDING",
@@ -72,13 +72,23 @@ QUANTIZED = {
 _BLOCKS = (128, 64, 32)  # that MatMulNBits and QMoE have kernels for; the larger, the quicker
 
 
-def blockwise(config: MythosConfig, precision: str) -> Quantization:
+class _Sizes(Protocol):
+    """A model's config, or as much of it as decides."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def expert_dim(self) -> int: ...
+
+
+def blockwise(sizes: _Sizes, precision: str) -> Quantization:
     """int8 or int4 as ONNX Runtime's MatMulNBits and QMoE compute it, in the largest blocks that its experts take.
 
     At accuracy level 4 these multiply integers: each block of a row of activations is rounded to int8 as it comes.
     QMoE wants whole blocks; where none fits, the smallest wastes least on what fills up the last one.
     """
-    fitting = (block for block in _BLOCKS if not config.dim % block and not config.expert_dim % block)
+    fitting = (block for block in _BLOCKS if not sizes.dim % block and not sizes.expert_dim % block)
     block = next(fitting, _BLOCKS[-1])
     return Quantization(
         FORMATS[precision], ir.DataType.UINT8, activations=False, block=block, packed=True, dynamic_block=block

@@ -70,10 +70,10 @@ def settled(choices: Choices, target: str, config: MythosConfig, precision: str)
 
 
 def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
-    return [*_standard(config), passes.SpreadPast()]
+    return [*_common(config), passes.SpreadPast()]
 
 
-def _standard(config: MythosConfig) -> Passes:
+def _common(config: MythosConfig) -> Passes:
     return [
         passes.LowerNorm(),
         _attention(config),
@@ -144,7 +144,7 @@ def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
 
 def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     dense = passes.LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)
-    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _standard(config)]
+    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _common(config)]
 
 
 def _tensorrt_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:

@@ -14,8 +14,8 @@ before anything is timed.
   more than 2 GiB an iteration.
 - branch: an `If` for each expert, which runs on its own tokens if it has any. Two levels below its weights, which ONNX
   Runtime then does not pack.
-- grouped: tokens sorted by expert and split; each expert runs on its own, be they none (`LowerMoEGrouped`). In int4 its
-  products are `MatMulNBits`.
+- grouped: tokens sorted by expert and split; each expert runs on its own, be they none (`LowerMoEGrouped`). In int8 and
+  int4 its products are `MatMulNBits`; int8-qdq has Q/DQ and calibrated ranges, as in the target `portable`.
 - moe: `com.microsoft::MoE`, ONNX Runtime's own kernel in float.
 - fused: `com.microsoft::QMoE` (`LowerMoEFused`).
 
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import import_onnxruntime
 from mythos_export import passes
-from mythos_export.quantization import NBITS, QUANTIZED, Choices, Quantization
+from mythos_export.quantization import QUANTIZED, Choices, blockwise
 from mythos_export.targets import TARGETS
 from tools.benchmarking import machine
 from tools.benchmarking.files import as_json, write_whole
@@ -64,8 +64,9 @@ _MOST_GATHERED = 1 << 31  # bytes of weights that `gather` may copy at an iterat
 _SILENT = 4  # errors arrive as exceptions
 _COPIES = 1.3  # of the weights: ONNX Runtime packs them anew, int4 with a sum for each block
 _TARGET = TARGETS["onnxruntime"]
+_INTEGER = TARGETS["portable"].session["int8"]
 # Of the range. In fp32 sums are added up in another order; quantised, an activation may round the other way too.
-_AGREE = {"fp32": 1e-5, "int8": 1e-2, "int4": 1e-2}
+_AGREE = {"fp32": 1e-5, "int8-qdq": 1e-2, "int8": 1e-2, "int4": 1e-2}
 
 Passes = list[ir.passes.InPlacePass]
 Inputs = dict[str, NDArray[Any]]
@@ -109,20 +110,20 @@ def _grouped(sizes: Sizes) -> Passes:
     return [passes.LowerMoEGrouped(**sizes._asdict())]
 
 
-def _grouped_qdq(quantization: Quantization) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [*_grouped(sizes), passes.Quantize(quantization, _CHOICES)]
+def _grouped_qdq(sizes: Sizes) -> Passes:
+    return [*_grouped(sizes), passes.Quantize(QUANTIZED["int8"], _CHOICES)]
 
 
-def _grouped_nbits(quantization: Quantization) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [*_grouped(sizes), passes.QuantizeNBits(quantization, _CHOICES)]
+def _grouped_blocks(precision: str) -> Callable[[Sizes], Passes]:
+    return lambda sizes: [*_grouped(sizes), passes.QuantizeNBits(blockwise(sizes, precision), _CHOICES)]
 
 
 def _kernel(sizes: Sizes) -> Passes:
     return [LowerMoEKernel(sizes)]
 
 
-def _fused(quantization: Quantization) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [passes.LowerMoEFused(quantization, **sizes._asdict())]
+def _fused(precision: str) -> Callable[[Sizes], Passes]:
+    return lambda sizes: [passes.LowerMoEFused(blockwise(sizes, precision), **sizes._asdict())]
 
 
 FORMULATIONS = [
@@ -131,9 +132,11 @@ FORMULATIONS = [
     Formulation("branch", "fp32", _branched),
     Formulation("grouped", "fp32", _grouped),
     Formulation("moe", "fp32", _kernel),
-    Formulation("grouped", "int8", _grouped_qdq(QUANTIZED["int8"])),
-    Formulation("grouped", "int4", _grouped_nbits(NBITS)),
-    Formulation("fused", "int4", _fused(NBITS)),
+    Formulation("grouped", "int8-qdq", _grouped_qdq),
+    Formulation("grouped", "int8", _grouped_blocks("int8")),
+    Formulation("fused", "int8", _fused("int8")),
+    Formulation("grouped", "int4", _grouped_blocks("int4")),
+    Formulation("fused", "int4", _fused("int4")),
 ]
 
 
@@ -182,7 +185,7 @@ def _session(file: Path, precision: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, _SILENT
     # threads that wait busily for the next run would take the processor from the session whose turn it is
-    settings = {"session.force_spinning_stop": "1", **_TARGET.session.get(precision, {})}
+    settings = {"session.force_spinning_stop": "1", **(_INTEGER if precision == "int8-qdq" else {})}
     disabled = settings.pop("disabled_optimizers", "").split(",")
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
@@ -337,7 +340,7 @@ def _require_memory(formulations: Sequence[Formulation], sizes: Sizes) -> None:
     Raises:
         BenchmarkError: they do not fit into memory together.
     """
-    numbers_each = {"fp32": 4.0, "int8": 1.0, "int4": 0.7}  # bytes, with their scales
+    numbers_each = {"fp32": 4.0, "int8-qdq": 1.0, "int8": 1.1, "int4": 0.7}  # bytes, with their scales
     weights = 3 * sizes.experts * sizes.dim * sizes.expert_dim
     needed = _COPIES * weights * sum(numbers_each[each.precision] for each in formulations)
     available = available_bytes()

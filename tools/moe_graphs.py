@@ -99,21 +99,8 @@ class LowerMoEGathered(Lowering):
 class LowerMoEBranched(LowerMoEGrouped):
     """Grouped, with an `If` around each expert: without tokens it computes nothing at all."""
 
-    def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
-        """[n, d]."""
-        tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
-        pairs = build.op("Reshape", [chosen, build.ints(-1)])
-        count = build.op("Shape", [pairs])
-        _, order = build.op("TopK", [pairs, count], outputs=2, axis=0, largest=0, sorted=1)
-        by_expert = build.op("Gather", [tokens, build.op("Div", [order, build.ints(self.top_k)])], axis=0)
-        done = [self._branch(build, rows, main, at) for at, rows in enumerate(self._split(build, by_expert, pairs))]
-        joined = build.op("Concat", done, axis=0)
-        restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
-        restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
-        weighed = build.op("Mul", [restored, build.op("Unsqueeze", [weights, build.ints(2)])])
-        return build.op("ReduceSum", [weighed, build.ints(1)], keepdims=0)
-
-    def _branch(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+    def expert(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+        """[m, d] -> [m, d]."""
         some = build.op("Greater", [build.op("Size", [rows]), build.op("Squeeze", [build.ints(0)])])
         busy, idle = Builder(f"{build.prefix}.busy{index}"), Builder(f"{build.prefix}.idle{index}")
         done = swiglu(busy, rows, main, index, self.dim, self.expert_dim)

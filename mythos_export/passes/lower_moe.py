@@ -37,12 +37,16 @@ class LowerMoEGrouped(Lowering):
         source = build.op("Div", [order, build.ints(self.top_k)])  # the token of each pair, by expert
         by_expert = build.op("Gather", [tokens, source], axis=0)  # [n * k, d]
         *groups, idle = self._split(build, by_expert, pairs)
-        done = [swiglu(build, rows, main, index, self.dim, self.expert_dim) for index, rows in enumerate(groups)]
+        done = [self.expert(build, rows, main, index) for index, rows in enumerate(groups)]
         joined = build.op("Concat", [*done, idle], axis=0)
         restored = build.op("Gather", [joined, self._inverse(build, order, count)], axis=0)  # pairs in token order
         restored = build.op("Reshape", [restored, build.ints(-1, self.top_k, self.dim)])
         weighed = build.op("Mul", [restored, build.op("Unsqueeze", [weights, build.ints(2)])])
         return build.op("ReduceSum", [weighed, build.ints(1)], keepdims=0)
+
+    def expert(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+        """What one expert makes of its rows, [m, d] -> [m, d]; m may be 0."""
+        return swiglu(build, rows, main, index, self.dim, self.expert_dim)
 
     def _split(self, build: Builder, by_expert: ir.Value, pairs: ir.Value) -> list[ir.Value]:
         """Rows of each expert, and last of the pairs that are sent nowhere."""

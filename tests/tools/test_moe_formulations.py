@@ -21,12 +21,12 @@ from tools.moe_weights import drawn
 
 SIZES = Sizes(experts=6, top_k=2, dim=64, expert_dim=32)
 STEP = 4.0 / 127  # of activations in int8, as the tool ranges them
-# Of the outputs' range. int4 kernels round blocks of activations to int8, which costs up to half a 127th of each.
-TOLERANCE = {"fp32": 1e-6, "int8": 1e-3, "int4": 2e-2}
+# Of the outputs' range. Blockwise kernels round blocks of activations to int8, which costs up to half a 127th of each.
+TOLERANCE = {"fp32": 1e-6, "int8-qdq": 1e-3, "int8": 2e-2, "int4": 2e-2}
 
 
 def case(formulation: Formulation) -> Any:
-    older = pytest.mark.skipif(formulation.precision == "int4" and not RUNS_INT4, reason="older than int4 needs")
+    older = pytest.mark.skipif(formulation.precision in ("int8", "int4") and not RUNS_INT4, reason="an older runtime")
     return pytest.param(formulation, id=f"{formulation.name}-{formulation.precision}", marks=older)
 
 
@@ -36,13 +36,13 @@ def weight(expert: int, part: str, precision: str) -> np.ndarray:
     contraction, channels = shape = (32, 64) if part == "down" else (64, 32)
     if precision == "fp32":
         return drawn(name, ir.DataType.FLOAT, shape, SIZES)
-    if precision == "int8":
+    if precision == "int8-qdq":
         scale = drawn(f"{name}.int8.scale", ir.DataType.FLOAT, [channels], SIZES)
         return drawn(f"{name}.int8", ir.DataType.INT8, shape, SIZES) * scale
-    blocks = contraction // 32
-    stored = drawn(f"{name}.int4b32.packed", ir.DataType.UINT8, [channels, blocks, 16], SIZES)
-    scale = drawn(f"{name}.int4b32.packed.scale", ir.DataType.FLOAT, [channels, blocks], SIZES)
-    return unpacked(stored, contraction) * np.repeat(scale, 32, axis=1).T
+    blocks, bits = contraction // 32, 8 if precision == "int8" else 4
+    stored = drawn(f"{name}.{precision}b32.packed", ir.DataType.UINT8, [channels, blocks, 4 * bits], SIZES)
+    scale = drawn(f"{name}.{precision}b32.packed.scale", ir.DataType.FLOAT, [channels, blocks], SIZES)
+    return unpacked(stored, contraction, bits) * np.repeat(scale, 32, axis=1).T
 
 
 def mixture(inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
@@ -50,7 +50,7 @@ def mixture(inputs: dict[str, np.ndarray], precision: str) -> np.ndarray:
     experts = [[weight(expert, part, precision) for part in ("gate", "up", "down")] for expert in range(SIZES.experts)]
 
     def rounded(x: np.ndarray) -> np.ndarray:
-        return np.clip(np.rint(x / STEP), -128, 127) * STEP if precision == "int8" else x
+        return np.clip(np.rint(x / STEP), -128, 127) * STEP if precision == "int8-qdq" else x
 
     total = np.zeros_like(inputs["tokens"], dtype=np.float64)
     for chosen, weights in zip(inputs["chosen"], inputs["weights"]):
@@ -96,7 +96,7 @@ def test_gather_is_left_out_where_it_would_copy_too_much(tmp_path: Path, monkeyp
 
 
 def test_active_bytes_are_those_of_experts_with_a_token(tmp_path: Path) -> None:
-    formulation = next(each for each in FORMULATIONS if (each.name, each.precision) == ("grouped", "int8"))
+    formulation = next(each for each in FORMULATIONS if (each.name, each.precision) == ("grouped", "int8-qdq"))
     made = Mixture(formulation, SIZES, 1, tmp_path)
     assert made.expert_bytes == 3 * 64 * 32 + 4 * (32 + 32 + 64)  # numbers, and a scale for each channel
     (row,) = measure([made], 1, rounds=1)
@@ -152,7 +152,8 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--experts 6 --top-k 2 --dim 64 --expert-dim 32 --tokens 5,1 --threads 1 --rounds 2"
     assert moe_formulations.main([*options.split(), "--formulations", "gather,grouped", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    wanted = [("gather", "fp32"), ("grouped", "fp32"), ("grouped", "int8")] + [("grouped", "int4")] * RUNS_INT4
+    blocks = [("grouped", "int8"), ("grouped", "int4")] if RUNS_INT4 else []
+    wanted = [("gather", "fp32"), ("grouped", "fp32"), ("grouped", "int8-qdq"), *blocks]
     assert [(row["formulation"], row["precision"], row["tokens"]) for row in result["rows"]] == [
         (*which, tokens) for tokens in (1, 5) for which in wanted
     ]
@@ -182,7 +183,7 @@ def test_bad_options_are_refused(options: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--dim 48 --expert-dim 32 --formulations grouped,fused", "fused int4: blocks of 32 do not divide dim 48"),
+        ("--dim 48 --expert-dim 32 --formulations grouped,fused", "fused int8: blocks of 32 do not divide dim 48"),
         ("--dim 2048 --expert-dim 2048", "and 1.1 are free; name fewer by --formulations"),
     ],
 )
@@ -204,6 +205,6 @@ def test_an_older_runtime_runs_what_it_can(monkeypatch: pytest.MonkeyPatch) -> N
         __version__ = "1.22.1"
 
     monkeypatch.setattr(moe_formulations, "import_onnxruntime", Older)
-    assert {each.precision for each in moe_formulations._asked_for(None)} == {"fp32", "int8"}
-    with pytest.raises(BenchmarkError, match=r"fused int4 needs onnxruntime 1\.31, and this is 1\.22\.1"):
+    assert {each.precision for each in moe_formulations._asked_for(None)} == {"fp32", "int8-qdq"}
+    with pytest.raises(BenchmarkError, match=r"fused int8 needs onnxruntime 1\.31, and this is 1\.22\.1"):
         moe_formulations._asked_for(["fused"])
