@@ -5,8 +5,8 @@
 All contestants have the same weights, the same prompts and the same past. Each lives in a process of its own; they take
 turns, in rounds whose order rotates, and figures are medians over rounds; a ratio is taken within each round first.
 Before anything is timed their logits are compared: in fp32 they must agree, quantised ones are reported. What the
-machine can do at best is measured before and after, and how fast it reads before each cell's rounds too; every figure
-is held against the best of it.
+machine can do at best is measured before and after. How fast it reads out of memory, which others may use too, changes
+by the minute: it is measured at the beginning of each round of decoding, and held against that round.
 
 What is timed:
 
@@ -23,8 +23,8 @@ The file of `--json` (milliseconds unless the name says otherwise):
 
 - `machine`, `model`, `settings`, `warnings`: what was measured, where, how, and what to hold against it.
 - `roofline`: `before`, `after` and `used` (the best of all): `read_bytes_per_s` out of memory, with the way of reading
-  that was quickest; `resident_bytes_per_s` by working set; `gemm_flops` by arithmetic. `during`: `read_bytes_per_s`
-  before each cell's rounds, in the order of measuring, all in the `read_way` that was best before.
+  that was quickest; `resident_bytes_per_s` by working set; `gemm_flops` by arithmetic. `during`: the median of what
+  was read at the beginning of rounds, in the `read_way` that was best before.
 - `contestants`: `load_seconds` (PyTorch's include making the weights, a bundle's leave out hashing its files),
   `weight_bytes`, `looped_block_bytes` (what a loop reads of them), `idle_cpu_share` (of a core, while others had their
   turn), and `memory`, grown since before loading: when loaded, when decoding where it is farthest from weights and
@@ -32,9 +32,10 @@ The file of `--json` (milliseconds unless the name says otherwise):
   mapped files, which the system drops when it wants the room.
 - `agreement`: logits of a prompt and some tokens after it, against the first contestant's.
 - `decode`: `ms_per_token`; `interval_ms` (95 %, of the median; from six rounds on), `least_ms`, `most_ms`, `rounds_ms`;
-  `outside_ms`, the part of a step outside the session; `bytes` that the step cannot avoid moving, `roofline_ms` they
-  take from memory and `roofline_share` reached; the same with the looped block read again from whichever cache it fits
-  (`resident_…`); `error_over_range` of its logits against the first contestant's; `speedup_over` each other contestant.
+  `outside_ms`, the part of a step outside the session; `bytes` that the step cannot avoid moving, `read_bytes_per_s`
+  in these rounds, `roofline_ms` the bytes take at that rate and `roofline_share` reached; the same with the looped
+  block read again from whichever cache it fits (`resident_…`); `error_over_range` of its logits against the first
+  contestant's; `speedup_over` each other contestant.
 - `prefill`: `ms` and its spread, `operations` of the linear layers, and the share reached of the rate of products.
 - `batch`: `tokens_per_s` at once; `one_by_one_tokens_per_s`, the same sequences each alone at its own depth, and `gain`
   over that; `deepest_alone_tokens_per_s`, of one sequence of the deepest depth, and `gain_over_deepest`. Gains are
@@ -47,6 +48,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -104,7 +106,8 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         stopped = _measure_what_goes(groups, gains, plan, read_rate, found)
     elsewhere = others.share()
     last = machine.measure_roofline(given.threads)
-    used = machine.with_readings(machine.better(first, last), first.read_way, found.read_rates)
+    rates = [rate for of_cell in found.read_rates.values() for of_name in of_cell.values() for rate in of_name]
+    used = machine.with_readings(machine.better(first, last), first.read_way, rates)
     result = figures(found, plan, model.config, traffic, used)
     if given.profile is not None:
         result["profile"] = [
@@ -120,7 +123,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         "settings": plan._asdict() | {"threads": given.threads},
         "roofline": {
             "before": first._asdict(),
-            "during": {"read_way": first.read_way, "read_bytes_per_s": found.read_rates},
+            "during": {"read_way": first.read_way, "read_bytes_per_s": statistics.median(rates) if rates else None},
             "after": last._asdict(),
             "used": used._asdict(),
         },

@@ -169,6 +169,22 @@ def test_figures_are_held_against_the_bytes_they_move(mla_config: MythosConfig) 
     assert batch["gain_over_deepest"] == pytest.approx(4 * 18 / 28)
 
 
+def test_a_round_is_held_against_what_memory_gave_in_that_round(mla_config: MythosConfig) -> None:
+    """While another machine reads, everything takes twice as long, and the share reached is the same."""
+    found, plan = _made_up()
+    traffic = {name: pytorch_traffic(mla_config, key_per_head=False) for name in ("slow", "fast")}
+    quiet = figures(found, plan, mla_config, traffic, ROOFLINE)["decode"][0]
+    for cell, rates in found.read_rates.items():
+        for name, turns in found.turns[cell].items():
+            rates[name] = [1e9, 5e8]
+            turns[1] = turns[1]._replace(seconds=[2 * seconds for seconds in turns[1].seconds])
+    shared = figures(found, plan, mla_config, traffic, ROOFLINE)["decode"][0]
+    assert shared["roofline_share"] == pytest.approx(quiet["roofline_share"])
+    assert shared["ms_per_token"] == pytest.approx(1.5 * quiet["ms_per_token"])
+    assert shared["roofline_ms"] == pytest.approx(1.5 * quiet["roofline_ms"])
+    assert shared["read_bytes_per_s"] == pytest.approx(7.5e8)
+
+
 def test_memory_counts_from_before_loading_at_its_worst(mla_config: MythosConfig) -> None:
     found, plan = _made_up()
     traffic = {name: pytorch_traffic(mla_config, key_per_head=False) for name in ("slow", "fast")}
@@ -197,6 +213,8 @@ def test_what_speaks_against_the_figures_is_said(mla_config: MythosConfig) -> No
     assert len(doubts(figures(found, plan, mla_config, traffic, ROOFLINE))) == 1
     found.idle.clear()
     slow = Roofline(1e6, "given", {1 << 20: 1e6}, ROOFLINE.gemm_flops)
+    for rates in found.read_rates.values():
+        rates.update({name: [1e6, 1e6] for name in rates})
     result = figures(found, plan, mla_config, traffic, slow)
     most = max(row["resident_roofline_share"] for row in result["decode"])
     assert doubts(result) == [
@@ -282,7 +300,9 @@ def _made_up() -> tuple[Measurements, Plan]:
     for loops in plan.loops:
         for past in plan.past:
             took = 10 + loops + (2 if past == 20 else 0)
-            found.turns[Cell("decode", past, loops)] = {name: turns(name, took) for name in logits}
+            cell = Cell("decode", past, loops)
+            found.turns[cell] = {name: turns(name, took) for name in logits}
+            found.read_rates[cell] = {name: [1e9, 1e9] for name in logits}
         found.turns[Cell("prefill", 16, loops)] = {name: turns(name, 100) for name in logits}
         found.turns[Cell("alone", 10, loops)] = {"fast": turns("fast", 10 + loops)}
     found.turns[Cell("batch", 10, 8)] = {"fast": turns("fast", 28)}
@@ -528,7 +548,7 @@ def test_a_run_of_bundles(
     assert all(0 < row["outside_ms"] < row["ms_per_token"] for row in result["decode"])
     assert [row["depths"] for row in result["batch"]] == [[1, 2, 3, 1]] * 2
     assert len(result["against_loops"]) == 3
-    assert result["roofline"]["during"] == {"read_way": "given", "read_bytes_per_s": [1.5e9] * (6 + 3 + 2)}  # cells
+    assert result["roofline"]["during"] == {"read_way": "given", "read_bytes_per_s": 1.5e9}
     assert result["roofline"]["used"]["read_bytes_per_s"] == 1.5e9
     assert result["model"]["source"]["seed"] == 0
     assert files["speed.svg"].read_text() == draw(result["decode"])

@@ -62,7 +62,8 @@ class Measurements:
     memory: dict[str, dict[Cell, tuple[int, Memory]]] = field(default_factory=dict)  # cache bytes held, and all memory
     peak: dict[str, Memory] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
-    read_rates: list[float] = field(default_factory=list)  # bytes a second out of memory, before each cell's rounds
+    # bytes a second out of memory, at the beginning of each round of decoding
+    read_rates: dict[Cell, dict[str, list[float]]] = field(default_factory=dict)
 
 
 def measure(
@@ -131,32 +132,33 @@ def _require_equal(name: str, loops: int, logits: dict[str, NDArray[np.float32]]
 def _cells(
     workers: dict[str, Worker], bundles: set[str], plan: Plan, read_rate: Callable[[], float], found: Measurements
 ) -> None:
-    """All cells, each after a look at what the machine can do just then."""
+    """All cells."""
     for past in plan.past:
         for loops in plan.loops:
-            found.read_rates.append(read_rate())
-            _decode(workers, Cell("decode", past, loops), plan, found)
+            _decode(workers, Cell("decode", past, loops), plan, read_rate, found)
     for tokens in plan.prefill:
         for loops in plan.loops:
-            found.read_rates.append(read_rate())
             _prefill(workers, Cell("prefill", tokens, loops), plan, found)
     for name, worker in workers.items():
         found.peak[name] = worker.ask("memory")
     if plan.batch:
         for past in plan.past:
             for name in sorted(bundles):
-                found.read_rates.append(read_rate())
                 _batch(workers[name], past, plan, found)
 
 
-def _decode(workers: dict[str, Worker], cell: Cell, plan: Plan, found: Measurements) -> None:
+def _decode(
+    workers: dict[str, Worker], cell: Cell, plan: Plan, read_rate: Callable[[], float], found: Measurements
+) -> None:
     tokens = _tokens(plan, 1)
+    rates: list[float] = []
     room = cell.tokens + len(tokens)
     held = {
         name: worker.ask("hold", key="one", past=cell.tokens, depths=[cell.loops], room=room)
         for name, worker in workers.items()
     }
-    _rounds(workers, cell, plan, found, "decode", key="one", tokens=tokens)
+    _rounds(workers, cell, plan, found, "decode", lambda: rates.append(read_rate()), key="one", tokens=tokens)
+    found.read_rates.setdefault(cell, {}).update(dict.fromkeys(workers, rates))
     for name, worker in workers.items():
         memory = worker.ask("memory")
         if memory is not None:
@@ -166,16 +168,25 @@ def _decode(workers: dict[str, Worker], cell: Cell, plan: Plan, found: Measureme
 
 def _prefill(workers: dict[str, Worker], cell: Cell, plan: Plan, found: Measurements) -> None:
     ids = np.random.default_rng(cell.tokens).integers(plan.vocab_size, size=cell.tokens).tolist()
-    _rounds(workers, cell, plan, found, "prefill", ids=ids, loops=cell.loops)
+    _rounds(workers, cell, plan, found, "prefill", lambda: None, ids=ids, loops=cell.loops)
 
 
-def _rounds(workers: dict[str, Worker], cell: Cell, plan: Plan, found: Measurements, what: str, **details: Any) -> None:
-    """A round that warms up, then those that count."""
+def _rounds(
+    workers: dict[str, Worker],
+    cell: Cell,
+    plan: Plan,
+    found: Measurements,
+    what: str,
+    begin: Callable[[], None],
+    **details: Any,
+) -> None:
+    """A round that warms up, then those that count, each after `begin`."""
     start = time.perf_counter()
     turns: dict[str, list[Turn]] = {name: [] for name in workers}
     for worker in workers.values():
         worker.turn(what, **details)
     for index in range(plan.rounds):
+        begin()
         for name in order_of_round(list(workers), index):
             turns[name].append(workers[name].turn(what, **details))
     found.turns.setdefault(cell, {}).update(turns)

@@ -36,7 +36,7 @@ def figures(
         "prefill": prefill,
         "batch": [row for cell in _of("batch", found) for row in _batch_rows(cell, found, plan)],
         "against_loops": _fits(decode, "past") + _fits(prefill, "tokens"),
-        "against_context": _growth(decode, traffic, roofline),
+        "against_context": _growth(decode, traffic),
     }
 
 
@@ -105,7 +105,7 @@ def _decode_rows(cell: Cell, found: Measurements, traffic: Mapping[str, Traffic]
             {"contestant": name, "past": cell.tokens, "loops": cell.loops}
             | timing
             | {"outside_ms": _outside(of_name), "error_over_range": error.error_over_range}
-            | _against_roofline(timing["ms_per_token"], cell, traffic[name], roofline)
+            | _against_roofline(rounds[name], found.read_rates[cell][name], cell, traffic[name], roofline)
             | {"speedup_over": _speedup(name, rounds)}
         )
     return rows
@@ -116,19 +116,29 @@ def _outside(turns: Sequence[Turn]) -> float | None:
     return _MILLI * statistics.median(steps) if steps else None
 
 
-def _against_roofline(measured: float, cell: Cell, traffic: Traffic, roofline: Roofline) -> Row:
-    """Milliseconds that the bytes alone would take: all out of memory, and with the looped block staying in a cache."""
+def _against_roofline(
+    rounds: Sequence[float], rates: Sequence[float], cell: Cell, traffic: Traffic, roofline: Roofline
+) -> Row:
+    """Milliseconds that the bytes alone would take: all out of memory, and with the looped block staying in a cache.
+
+    A memory that others use too reads now faster, now slower: a round is held against the rate of that very round.
+
+    Args:
+        rounds: seconds a step.
+        rates: bytes a second out of memory.
+    """
     moved = traffic.step(cell.tokens, cell.loops)
-    from_memory = _MILLI * moved / roofline.read_bytes_per_s
     again = (cell.loops - 1) * traffic.per_loop
-    quicker = max(roofline.at(traffic.per_loop), roofline.read_bytes_per_s)
-    resident = _MILLI * ((moved - again) / roofline.read_bytes_per_s + again / quicker)
+    cached = roofline.at(traffic.per_loop)
+    from_memory = [moved / rate for rate in rates]
+    resident = [(moved - again) / rate + again / max(cached, rate) for rate in rates]
     return {
         "bytes": int(moved),
-        "roofline_ms": from_memory,
-        "roofline_share": from_memory / measured,
-        "resident_roofline_ms": resident,
-        "resident_roofline_share": resident / measured,
+        "read_bytes_per_s": statistics.median(rates),
+        "roofline_ms": _MILLI * statistics.median(from_memory),
+        "roofline_share": ratio(from_memory, rounds),
+        "resident_roofline_ms": _MILLI * statistics.median(resident),
+        "resident_roofline_share": ratio(resident, rounds),
     }
 
 
@@ -193,21 +203,23 @@ def _fits(rows: Sequence[Row], context: str) -> list[Row]:
     return fits
 
 
-def _growth(rows: Sequence[Row], traffic: Mapping[str, Traffic], roofline: Roofline) -> list[Row]:
+def _growth(rows: Sequence[Row], traffic: Mapping[str, Traffic]) -> list[Row]:
     """What one more past token costs, between the shortest and the longest context, and what its bytes would."""
     grown = []
     for name, loops in dict.fromkeys((row["contestant"], row["loops"]) for row in rows):
-        mine = sorted(
-            (row["past"], row["ms_per_token"]) for row in rows if (row["contestant"], row["loops"]) == (name, loops)
-        )
-        (low, low_ms), (high, high_ms) = mine[0], mine[-1]
-        if low < high:
-            least = 1e6 * traffic[name].cache(1, loops) / roofline.read_bytes_per_s
-            measured = _MILLI * (high_ms - low_ms) / (high - low)
+        mine = sorted((row for row in rows if (row["contestant"], row["loops"]) == (name, loops)), key=_past)
+        low, high = mine[0], mine[-1]
+        if low["past"] < high["past"]:
+            least = 1e6 * traffic[name].cache(1, loops) / high["read_bytes_per_s"]
+            measured = _MILLI * (high["ms_per_token"] - low["ms_per_token"]) / (high["past"] - low["past"])
             grown.append(
                 {"contestant": name, "loops": loops, "us_per_past_token": measured, "roofline_us_per_past_token": least}
             )
     return grown
+
+
+def _past(row: Row) -> int:
+    return int(row["past"])
 
 
 def _agreements(found: Measurements) -> list[Row]:

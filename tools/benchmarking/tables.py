@@ -39,10 +39,12 @@ def _machine(result: Mapping[str, Any]) -> str:
     )
     products = ", ".join(f"{kind} {rate / _GB:.0f}" for kind, rate in roofline["gemm_flops"].items())
     cache = machine["last_level_cache"]
+    rate = result["roofline"]["during"]["read_bytes_per_s"]
+    during = "" if rate is None else f", {rate / _GB:.1f} in rounds of decoding (median)"
     return (
         f"{machine['processor']}, {result['settings']['threads']} threads each"
         f"{f', last-level cache {cache / 2**20:.0f} MiB' if cache else ''}; {machine['residence']}\n"
-        f"read from memory {roofline['read_bytes_per_s'] / _GB:.1f} GB/s ({roofline['read_way']}); "
+        f"read from memory {roofline['read_bytes_per_s'] / _GB:.1f} GB/s at best ({roofline['read_way']}){during}; "
         f"working set again and again, GB/s: {resident}; products, Gop/s: {products}"
     )
 
