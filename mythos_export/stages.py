@@ -2,7 +2,7 @@
 
 The entry, one dense block, one recurrent step. Each is a thin module over the reference model's own parts, so what
 is traced is what the oracle computes. What targets formulate differently leaves the tracer as one
-node of our own domain (`domain_ops`): norms, attention over the cache, the sparse mixture of experts.
+node of our own domain (`domain_ops`): norms, rotary positions, attention over the cache, the sparse mixture of experts.
 
 Shape letters: b batch, s new tokens, p past tokens, d model dim, n = b * s.
 """
@@ -16,8 +16,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from reference_model import attention
 from reference_model.attention import GroupedQueryAttention, LatentAttention, Rows, visible_keys
-from reference_model.layers import RMSNorm, rope_at
+from reference_model.layers import RMSNorm, Rope, rope_at
 from reference_model.model import MythosModel
 from reference_model.moe import MixtureOfExperts, Routing
 from reference_model.recurrent import Halting, LoopState
@@ -101,6 +102,7 @@ def domain_ops() -> Iterator[None]:
     """While it lasts, the parts that targets formulate differently trace to one node each."""
     with (
         patch.object(RMSNorm, "forward", _rms_norm),
+        patch.object(attention, "apply_rope", _rotary_embedding),
         patch.object(LatentAttention, "attend", _latent_attention),
         patch.object(GroupedQueryAttention, "attend", _grouped_query_attention),
         patch.object(MixtureOfExperts, "mix", _sparse_moe),
@@ -111,6 +113,10 @@ def domain_ops() -> Iterator[None]:
 
 def _rms_norm(self: RMSNorm, x: Tensor) -> Tensor:
     return _node("RMSNorm", (x, self.weight), {"epsilon": self.eps}, like=x, shape=x.shape)
+
+
+def _rotary_embedding(x: Tensor, rope: Rope) -> Tensor:
+    return _node("RotaryEmbedding", (x, *rope), {"width": x.shape[-1]}, like=x, shape=x.shape)
 
 
 def _latent_attention(

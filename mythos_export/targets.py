@@ -76,6 +76,7 @@ def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
 def _common(config: MythosConfig) -> Passes:
     return [
         passes.LowerNorm(),
+        passes.LowerRotary(),
         _attention(config),
         passes.LowerMoEGrouped(
             experts=config.n_experts, top_k=config.n_experts_per_tok, dim=config.dim, expert_dim=config.expert_dim

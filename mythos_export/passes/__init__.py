@@ -7,6 +7,7 @@ from mythos_export.passes.lower_moe import LowerMoEGrouped
 from mythos_export.passes.lower_moe_dense import LowerMoEDense
 from mythos_export.passes.lower_moe_fused import LowerMoEFused
 from mythos_export.passes.lower_norm import LowerNorm
+from mythos_export.passes.lower_rotary import LowerRotary
 from mythos_export.passes.quantize import Quantize
 from mythos_export.passes.quantize_nbits import QuantizeNBits
 from mythos_export.passes.reduce_precision import ReducePrecision
@@ -24,6 +25,7 @@ __all__ = [
     "LowerMoEFused",
     "LowerMoEGrouped",
     "LowerNorm",
+    "LowerRotary",
     "Quantize",
     "QuantizeNBits",
     "ReducePrecision",

@@ -1,8 +1,9 @@
 """`mythos::SparseMoE` as one `com.microsoft::QMoE`: ONNX Runtime's own kernel over all experts.
 
-The node would route by itself. Here it is told: a router that gives 1 to the chosen experts and 0 to the
-others leaves it no choice (its own way with ties is not TopK's), and the weights to mix them by are an
-input. Weights are quantised as single layers are, and lie in one stack for gate and up, one for down.
+The node would route by itself. Here it is told: the weights to mix the chosen experts by, and 0 for all
+others, leave it no choice (its own way with ties is not TopK's, but ties of 0 are not computed), and they
+are its mixing weights too. Experts' weights are quantised as single layers are, and lie in one stack for
+gate and up, one for down.
 """
 
 from __future__ import annotations
@@ -43,11 +44,8 @@ class LowerMoEFused(Lowering):
         down = self._stack(main, "down", self.dim, self.expert_dim)
         rows = build.op("Shape", [chosen], start=0, end=1)
         nowhere = build.op("ConstantOfShape", [build.op("Concat", [rows, build.ints(self.experts)], axis=0)])
-        ones = build.op("ConstantOfShape", [build.op("Shape", [chosen])], value=ir.tensor([1.0]))
-        selected, shares = (
-            build.op("ScatterElements", [nowhere, chosen, values], axis=1) for values in (ones, weights)
-        )  # [n, experts]
-        inputs = [tokens, selected, *gate_up, None, *down]
+        shares = build.op("ScatterElements", [nowhere, chosen, weights], axis=1)  # [n, experts]
+        inputs = [tokens, shares, *gate_up, None, *down]
         return build.runtime_op(
             "QMoE",
             [*inputs, *[None] * (_MIXING_WEIGHTS - len(inputs)), shares],

@@ -29,6 +29,7 @@ class SpreadPast(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._main = model.graph
+        self._indices: dict[tuple[ir.Value, int], ir.Value] = {}  # by layer and number of blocks
         pasts = [value for value in model.graph.inputs if str(value.name).startswith("past.")]
         modified = [self._spread(value) for value in pasts if value.uses()]
         if not modified:
@@ -58,11 +59,17 @@ class SpreadPast(ir.passes.InPlacePass):
 
     def _gather_blocks(self, node: ir.Node, flat: ir.Value, layer_shape: ir.Value, blocks: int) -> None:
         graph, layer, rows = node.graph, node.inputs[1], node.outputs[0]
-        assert isinstance(graph, ir.Graph)
+        assert isinstance(graph, ir.Graph) and layer is not None
         build = Builder(f"{node.name}.blocks")
-        own = build.op("Constant", [], value=ir.tensor(np.arange(blocks, dtype=np.int64)))
-        start = build.op("Mul", [layer, build.ints(blocks)])
-        gathered = build.op("Gather", [flat, build.op("Add", [start, own])], axis=0)
+        gathered = build.op("Gather", [flat, self._blocks_of(build, layer, blocks)], axis=0)
         result = build.op("Reshape", [gathered, layer_shape], allowzero=1)
         result.type = rows.type
         convenience.replace_nodes_and_values(graph, node, [node], build.take(), [rows], [result])
+
+    def _blocks_of(self, build: Builder, layer: ir.Value, blocks: int) -> ir.Value:
+        """Numbers of a layer's blocks; two parts of one layer share them, and their Gathers stand side by side."""
+        if (layer, blocks) not in self._indices:
+            own = build.op("Constant", [], value=ir.tensor(np.arange(blocks, dtype=np.int64)))
+            start = build.op("Mul", [layer, build.ints(blocks)])
+            self._indices[layer, blocks] = build.op("Add", [start, own])
+        return self._indices[layer, blocks]

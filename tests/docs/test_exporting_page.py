@@ -49,7 +49,7 @@ def test_passes(
         shape, entry = replace(config, dim=dim), TARGETS[target]
         passes = [*entry.lowerings(shape, precision, Choices()), *entry.precision_passes(shape, precision, Choices())]
         shared = ["Hoist"] if target == "tensorrt" else ["Hoist", "SpreadPast"]
-        expected = ["LowerNorm", ATTENTION[attn], pass_of_experts, "TransposeWeights", *shared, *last]
+        expected = ["LowerNorm", "LowerRotary", ATTENTION[attn], pass_of_experts, "TransposeWeights", *shared, *last]
         assert [type(each).__name__ for each in passes] == expected
 
 
