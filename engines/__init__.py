@@ -28,7 +28,7 @@ def load(
 
     Args:
         path: the bundle's folder.
-        check_hashes: hash every file (about a second per 1.5 GB); sizes are always checked.
+        check_hashes: hash every file (about a second per 1.5 GB); sizes, and the graphs, are always checked.
         progress: called with the number of bytes just hashed.
         runtime: onnxruntime, tensorrt_rtx or tensorrt; the last two need engines that `mythos-export build` made.
         options: the engine's own, see `engines.onnxruntime.OnnxRuntimeEngine` and `engines.tensorrt.TensorRtEngine`.

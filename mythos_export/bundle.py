@@ -158,7 +158,7 @@ class Bundle:
         """Open a bundle and check it.
 
         Args:
-            check_hashes: hash every file (about a second per 1.5 GB); sizes are always checked.
+            check_hashes: hash every file (about a second per 1.5 GB); sizes, and the graphs, are always checked.
             progress: called with the number of bytes just hashed.
 
         Raises:
@@ -195,11 +195,14 @@ class Bundle:
         Raises:
             BundleError: a file differs from the manifest.
         """
-        for name, entry in self.manifest.files.items():
-            if _sha256(self.path / name, progress) != entry.sha256:
-                raise BundleError(
-                    f"{self.path / name}: altered since it was exported (sha256 differs); copy or export it again"
-                )
+        for name in self.manifest.files:
+            self._check_hash(name, _sha256(self.path / name, progress))
+
+    def _check_hash(self, name: str, found: str) -> None:
+        if found != self.manifest.files[name].sha256:
+            raise BundleError(
+                f"{self.path / name}: altered since it was exported (sha256 differs); copy or export it again"
+            )
 
     def _check_file(self, name: str, entry: FileEntry) -> None:
         path = self.path / _plain_name(self.path, name)
@@ -224,9 +227,12 @@ class Bundle:
             raise BundleError(f"{self.path}: {MANIFEST} names the graph {name!r} but not its hash; export it again")
         path = self.path / name
         try:
-            locations = data_references(path.read_bytes())
+            content = path.read_bytes()
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({_reason(error)})") from error
+        self._check_hash(name, hashlib.sha256(content).hexdigest())  # what is damaged is no longer worth reading
+        try:
+            locations = data_references(content)
         except ValueError as error:
             raise BundleError(f"{path}: not an ONNX graph ({error}); export it again") from error
         for location in sorted(locations):

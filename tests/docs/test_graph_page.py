@@ -105,7 +105,8 @@ def caller(tiny_bundle: Path) -> Caller:
     ("given", "message"),
     [
         ({"n_loops": np.array([5, 2])}, "out of data bounds"),
-        ({"attention_mask": np.ones((2, 2), np.int64)}, "broadcast"),
+        ({"attention_mask": np.ones((2, 2), np.int64)}, "cannot be reshaped"),
+        ({"attention_mask": np.ones((2, 4), np.int64)}, "cannot be reshaped"),
         ({"input_ids": np.array([[5, 17, 97], [8, 40, 2]])}, "out of data bounds"),
     ],
 )
