@@ -1,7 +1,7 @@
 """What every depth computes anew though it is the same for all, moved out of the Loop.
 
-Sizes, shapes, limits of the mask: small things, but each is a node, and a node costs a microsecond or two at every
-depth.
+Sizes, shapes, limits of the mask, the injection's transition: small things, but each is a node. Between two runs of it
+all weights of the block have passed through the caches, so that a node costs microseconds at every depth.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from mythos_export.passes.rewriting import PassDidNothing
 
 __all__ = ["Hoist"]
 
+_ELEMENTWISE = frozenset({"Add", "Clip", "Div", "Exp", "Mul", "Neg", "Sub"})
+
 
 class Hoist(ir.passes.InPlacePass):
     """Moves the nodes of the body that read only constants and what is captured in front of the Loop.
 
-    Nodes that read a parameter stay: a weight's transposition or dequantisation has to stand beside its product.
-    Requires the `Loop`; ensures nothing about graphs without such nodes, and raises PassDidNothing there.
+    Nodes that read a parameter stay, unless they compute element by element: a weight's transposition or
+    dequantisation has to stand beside its product. Requires the `Loop`, and a state that keeps its shape; ensures
+    nothing about graphs without such nodes, and raises PassDidNothing there.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         main, loop = model.graph, recurrent_loop(model.graph)
         body = loop.attributes["body"].as_graph()
+        _measure_the_start(body, loop)
         moved = _invariant(body, main)
         if not moved:
             raise PassDidNothing("Hoist: every node of the body depends on the depth")
@@ -36,6 +40,14 @@ class Hoist(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
+def _measure_the_start(body: ir.Graph, loop: ir.Node) -> None:
+    """Read a state's shape off what the Loop begins with: it has that shape at every depth."""
+    for state, start in zip(body.inputs[2:], loop.inputs[2:]):  # behind index and condition
+        for node, index in state.uses():
+            if node.op_type == "Shape":
+                node.replace_input_with(index, start)
+
+
 def _invariant(body: ir.Graph, main: ir.Graph) -> list[ir.Node]:
     """Nodes of the body that compute the same at every depth, in order; constants are not counted as computing."""
     varying, results = {*body.inputs}, {*body.outputs}
@@ -43,7 +55,9 @@ def _invariant(body: ir.Graph, main: ir.Graph) -> list[ir.Node]:
     for node in body:
         if node.op_type == "Constant":
             continue
-        depends = any(value in varying or is_parameter(value, main) for value in node.inputs if value is not None)
+        given = [value for value in node.inputs if value is not None]
+        needed_here = node.op_type not in _ELEMENTWISE and any(is_parameter(value, main) for value in given)
+        depends = needed_here or any(value in varying for value in given)
         holds_graph = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
         if depends or holds_graph or results & {*node.outputs}:
             varying.update(node.outputs)

@@ -16,7 +16,10 @@ FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 def graph() -> ir.Model:
-    """carried = carried * (captured + 2 + 3) + index + weight.T + 3, 3 a constant, 2 an initialiser of the body."""
+    """carried = carried * (captured + 2 + 3) + index + weight.T + -weight + size of carried + 3.
+
+    3 is a constant, 2 an initialiser of the body.
+    """
     captured, carried = value("captured", FLOAT, ["n"]), value("carried", FLOAT, ["n"])
     index, weight = value("index", INT64, []), value("weight", FLOAT, [1])
     build = Builder("step")
@@ -26,7 +29,9 @@ def graph() -> ir.Model:
     transposed = build.op("Transpose", [weight], perm=[0])
     depth = build.op("Cast", [index], to=FLOAT)
     out = build.op("Add", [build.op("Mul", [carried, sum_]), depth])
-    out = build.op("Add", [build.op("Add", [out, transposed]), three])
+    out = build.op("Add", [build.op("Add", [out, transposed]), build.op("Neg", [weight])])
+    size = build.op("Cast", [build.op("Shape", [carried])], to=FLOAT)
+    out = build.op("Add", [build.op("Add", [out, size]), three])
     model = loop_around([captured], build, index, carried, out)
     body_of(model).initializers.add(two)
     weight.const_value = ir.ExternalTensor("data", 0, 4, FLOAT, shape=ir.Shape([1]), name="weight")
@@ -45,8 +50,8 @@ def ops(nodes: ir.Graph) -> list[str]:
 def test_what_is_the_same_at_every_depth_moves_in_front_of_the_loop() -> None:
     model = graph()
     Hoist()(model)
-    assert ops(model.graph) == ["Add", "Add", "Loop"]
-    assert sorted(ops(body_of(model))) == ["Add", "Add", "Add", "Cast", "Mul", "Transpose"], "a weight's own node stays"
+    assert ops(model.graph) == ["Add", "Add", "Neg", "Shape", "Cast", "Loop"]
+    assert sorted(ops(body_of(model))) == [*["Add"] * 5, "Cast", "Mul", "Transpose"], "a weight's own node stays"
 
 
 def test_it_computes_the_same() -> None:
@@ -60,7 +65,7 @@ def test_it_computes_the_same() -> None:
         results.append(session(model).run(None, feeds)[0])
     expected = feeds["start"]
     for depth in range(4):
-        expected = expected * (feeds["captured"] + 5) + depth + 7 + 3
+        expected = expected * (feeds["captured"] + 5) + depth + 7 - 7 + 3 + 3
     np.testing.assert_array_equal(results[0], expected)
     np.testing.assert_array_equal(results[1], expected)
 
