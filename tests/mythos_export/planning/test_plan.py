@@ -22,6 +22,7 @@ from mythos_export.planning.devices import (
 )
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, plan
+from mythos_export.planning.remedies import remedies
 from reference_model.config import SCALES, MythosConfig
 
 BOX = Device(
@@ -59,10 +60,25 @@ class TestFits:
         assert plan(stored, Question(10, 4, 1, 8, just)).fits is True
         assert plan(stored, Question(10, 4, 1, 8, short)).fits is False
 
-    def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig) -> None:
-        memory = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8, BOX)).memory
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig, precision: str) -> None:
+        memory = plan(stored_from_config("tiny", mla_config, "portable", precision), Question(10, 4, 1, 8, BOX)).memory
         assert memory.reserved == 100_000
-        assert memory.total == memory.weights + memory.cache + memory.activations + memory.reserved
+        held = memory.weights_held + memory.packing
+        assert (held == memory.weights) is (precision == "fp32")
+        assert memory.total == held + memory.cache + memory.activations + memory.reserved
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+    def test_what_is_held_decides_and_not_what_is_stored(self, mla_config: MythosConfig, precision: str) -> None:
+        small, plain = (stored_from_config("tiny", mla_config, "portable", each) for each in (precision, "fp32"))
+        device = BOX.model_copy(update={"memory_bytes": plan(plain, Question(10, 4, 1, 8, BOX)).memory.total})
+        found = plan(small, Question(10, 4, 1, 8, device))
+        assert found.memory.weights < found.memory.weights_held
+        assert (found.fits, found.largest_context, found.largest_loops, found.kernels) == (False, 0, 0, False)
+        assert found.decode.weight_bytes == pytest.approx(
+            plan(plain, Question(10, 4, 1, 8)).decode.weight_bytes, rel=0.02
+        )
+        assert not [each for each in remedies(small, replace(Question(10, 4, 1, 8), device=device)) if "fp8" in each]
 
     def test_without_a_device_there_are_sizes_only(self, mla_config: MythosConfig) -> None:
         found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8))
@@ -138,6 +154,10 @@ class TestDevices:
             ("raspberry-pi-5-8gb", "onnxruntime", "int4", True),
             ("raspberry-pi-5-8gb", "onnxruntime", "int8", True),
             ("raspberry-pi-5-8gb", "portable", "int4", False),
+            ("raspberry-pi-5-8gb", "portable", "bf16", False),
+            ("raspberry-pi-5-8gb", "portable", "fp16", False),
+            ("rtx-4060", "portable", "fp16", True),
+            ("rtx-4060", "portable", "bf16", False),
             ("raspberry-pi-5-8gb", "tensorrt", "fp32", False),
         ],
     )
@@ -199,6 +219,10 @@ class TestOwnDevice:
     def test_a_bad_field_is_named(self, tmp_path: Path, change: dict[str, Any], words: str) -> None:
         with pytest.raises(DeviceError, match=words):
             find_device(write(tmp_path / "mine.json", GOOD | change))
+
+    def test_what_is_no_json_has_no_field(self, tmp_path: Path) -> None:
+        with pytest.raises(DeviceError, match=r"mine\.json: Invalid JSON"):
+            find_device(write(tmp_path / "mine.json", "{"))
 
     @pytest.mark.parametrize("content", ["", "[]", "{", "nonsense", "[" * 10_000, " " * (1 << 17)])
     def test_what_is_no_device_is_refused(self, tmp_path: Path, content: str) -> None:
