@@ -180,7 +180,7 @@ class TestDoesNotFit:
     def test_where_nothing_has_kernels_room_is_enough(self, answer: Callable[..., dict[str, Any]]) -> None:
         found = answer("--scale", "10b", "--precision", "int4", "--device", "rtx-4060")
         assert (found["kernels"], found["fits"]) == (False, False)
-        assert "--device jetson-orin-nx-16gb" in found["remedies"]
+        assert "--device jetson-agx-orin-64gb" in found["remedies"]
 
     def test_fewer_loops(self, answer: Callable[..., dict[str, Any]]) -> None:
         found = answer("--scale", "1b", "--precision", "fp16", "--loops", "3000", "--device", "rtx-4060")
