@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,24 @@ class TestAnswers:
         assert [each.precision for each in found] == list(TARGETS[target].precisions)
         table = run("plan", *arguments).out.splitlines()
         assert [line.split()[0] for line in table[-len(found) :]] == list(TARGETS[target].precisions)
+
+    def test_side_by_side_is_also_what_there_is_room_for(
+        self, run: Callable[..., Any], answer: Callable[..., dict[str, Any]]
+    ) -> None:
+        arguments = ("--scale", "1b", "--target", "onnxruntime", "--device", "raspberry-pi-5-8gb", "--compare")
+        head, *rows = [re.split(r"  +", line) for line in run("plan", *arguments).out.splitlines()[2:]]
+        places = head.index("tokens"), head.index("loops")
+        for row, found in zip(rows, answer(*arguments)["plans"], strict=True):
+            assert [int(row[at].replace(",", "")) for at in places] == [
+                found["largest_context"],
+                found["largest_loops"],
+            ]
+
+    def test_of_a_device_far_too_small_the_percentage_is_not_counted_out(
+        self, run: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        (tmp_path / "dot.json").write_text(json.dumps({"label": "dot", "kind": "cpu", "memory_bytes": 1000}))
+        assert "  >1000 % of 1.0 kB" in run("plan", "--scale", "1t", "--device", tmp_path / "dot.json").out
 
     @pytest.mark.parametrize("device", list(known_devices()))
     @pytest.mark.parametrize("precision", ["fp32", "int4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ class TestDevices:
     def test_each_says_where_its_figures_come_from(self) -> None:
         for name, device in known_devices().items():
             assert device.sources, name
-            assert all(source.startswith("https://") for source in device.sources), name
+            for source in device.sources:
+                assert re.fullmatch(r"https://\S+ \(.+\)", source), f"{name}: which document, and where in it"
             assert device.bandwidth is not None and device.reserved_bytes > 0, name
             assert (device.compute_capability is None) == (device.kind == "cpu"), name
 
@@ -138,7 +140,11 @@ class TestDevices:
         for device in orins:
             rates = device.rates
             assert rates.int8 is not None and rates.fp32 is not None
-            assert rates.int8 / rates.fp32 == pytest.approx(16, rel=0.03), device.label
+            assert (rates.int8, rates.fp16, rates.bf16, rates.tf32) == tuple(
+                times * rates.fp32 for times in (16, 8, 8, 4)
+            ), device.label
+            clock = re.search(r"fp32 is 2 x cores x maximum clock: (\d+) x (\d+) MHz", device.note)
+            assert clock is not None and rates.fp32 == 2e6 * int(clock[1]) * int(clock[2]), device.label
 
     def test_limits_are_those_of_build(self) -> None:
         assert build._LEAST_SM == LEAST_CAPABILITY
@@ -165,9 +171,13 @@ class TestDevices:
         assert kernels(find_device(device), target, precision) is able
 
     def test_fp32_on_a_gpu_may_be_tf32(self) -> None:
-        orin, thor = find_device("jetson-agx-orin-64gb"), find_device("jetson-thor-t5000")
+        orin = find_device("jetson-agx-orin-64gb")
         assert rate_of(orin, "fp32") == orin.rates.tf32
-        assert rate_of(thor, "fp32") is None
+
+    def test_every_gpu_has_a_time_for_fp32(self) -> None:
+        """Every model computes something in fp32."""
+        for name, device in known_devices().items():
+            assert device.kind == "cpu" or rate_of(device, "fp32") is not None, name
 
     @pytest.mark.parametrize(("capability", "rate"), [("7.5", 8e12), ("8.0", None)])
     def test_a_gpu_older_than_tf32_has_its_fp32_rate(self, capability: str, rate: float | None) -> None:
