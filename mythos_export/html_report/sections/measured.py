@@ -83,7 +83,7 @@ def _accuracy(found: Accuracy) -> Markup:
         )
     )
     table = Table(
-        ["hops", *(f"{each} loops" for each in found.loops)],
+        ["hops", *(plural(each, "loop") for each in found.loops)],
         [[str(hop), *(_interval(scores.get((hop, each))) for each in found.loops)] for hop in hops],
     )
     trained = plural(found.trained_hops, "hop")

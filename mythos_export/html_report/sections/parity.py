@@ -67,7 +67,7 @@ def by_depth(
         )
     )
     table = Table(
-        ["depth", *(f"{loops} loops" for loops in columns)],
+        ["depth", *(plural(loops, "loop") for loops, _ in runs)],
         [[str(row), *(value(run[row]) if row in run else "" for run in found)] for row in rows],
     )
     return picture, table, drawn([columns[index] for index in shown], columns, "loop counts")
@@ -235,7 +235,7 @@ def _halting(graph: GraphCases, level: int) -> Markup:
     steps = [str(depth) for depth in range(1, len(counts) + 1)]
     said = ", ".join(f"{number} at {step}" for step, number in zip(steps, counts) if number)
     table = Table(
-        ["depth", *(f"{max(case.loops)} loops" for case in prefills)],
+        ["depth", *(plural(max(case.loops), "loop") for case in prefills)],
         [[step, *(_at(case.halting_depths, index) for case in prefills)] for index, step in enumerate(steps)],
     )
     note = (

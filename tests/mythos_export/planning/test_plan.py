@@ -79,7 +79,8 @@ class TestFits:
         assert found.decode.weight_bytes == pytest.approx(
             plan(plain, Question(10, 4, 1, 8)).decode.weight_bytes, rel=0.02
         )
-        assert not [each for each in remedies(small, replace(Question(10, 4, 1, 8), device=device)) if "fp8" in each]
+        offered = remedies(small, Question(10, 4, 1, 8, device))
+        assert [each for each in offered if each.startswith("--precision")] == ["--precision fp32", "--precision int8"]
 
     def test_without_a_device_there_are_sizes_only(self, mla_config: MythosConfig) -> None:
         found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8))
