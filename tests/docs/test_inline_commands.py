@@ -13,12 +13,12 @@ INLINE = {
     ("CONTRIBUTING.md", "CI=1 make test"): "runs these tests",
     ("CONTRIBUTING.md", "pytest -m dear"): "runs these tests",
     ("docs/performance.md", "python -m tools.moe_formulations --tokens 1,8,32,128 --rounds 5"): (
-        "an hour of measuring; tests/tools/test_moe_formulations.py runs its parts in small"
+        "what a table was measured with; tests/tools/test_moe_formulations.py tries its parts in small"
     ),
     (
         "docs/serving.md",
         "python -m tools.serving_load BUNDLE --concurrency 1,4,16 --requests N --rounds R",
-    ): "servers under load, for minutes",
+    ): "what a table was measured with, on a server under load",
     ("docs/serving.md", "curl -d"): "names an option",
 }
 _INSTALLS = re.compile(r'pip install "mythos-export\[[a-z,-]+\]"')  # test_links.py looks the extras up
