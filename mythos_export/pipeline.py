@@ -35,6 +35,7 @@ from mythos_export.html_report.write import add_report
 from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.lints import LintFailed, lint
 from mythos_export.loops import LoopsOption
+from mythos_export.planning.weights import stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.signature import cache_parts, input_specs, output_specs
@@ -92,8 +93,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     with staged(request.output, force=request.force) as folder:
         chosen = _choose(request, folder, report)
         graphs = graphs_of(request, report, chosen.choices)
-        parameters = weights.parameters_of(graphs.values())
-        _write_weights(request, graphs, parameters, folder, report)
+        _write_weights(request, chosen.choices, graphs, folder, report)
         _write_graphs(graphs, folder, report)
         if TARGETS[request.target].linted:
             _lint(graphs, folder)
@@ -184,9 +184,11 @@ def spectral_radius(source: WeightSource) -> float:
 
 
 def _write_weights(
-    request: ExportRequest, graphs: dict[str, ir.Model], parameters: dict[str, ir.Value], folder: Path, report: Reporter
+    request: ExportRequest, choices: Choices, graphs: dict[str, ir.Model], folder: Path, report: Reporter
 ) -> None:
-    tensors = weights.bind(parameters, request.source, request.config)
+    planned = stored_tensors(request.config, request.target, request.precision, choices.keep)
+    parameters = weights.parameters_of(graphs.values())
+    tensors = weights.bind(parameters, request.source, request.config, [tensor.name for tensor in planned])
     total = sum(tensor.nbytes for tensor in tensors)
     _check_room(request.output, folder, total)
     with report.step("write weights", total) as advance:

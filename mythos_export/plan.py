@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from mythos_export.linears import kept_layers, layer_names
 from mythos_export.pipeline import ExportRequest, count_parameters, graphs_of
 from mythos_export.planning.cache import cache_size
-from mythos_export.planning.tensors import total_bytes
+from mythos_export.planning.tensors import file_bytes, total_bytes
 from mythos_export.planning.weights import stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import Choices
@@ -27,6 +27,7 @@ class ExportPlan(BaseModel):
     loops: str
     parameters: int
     weight_bytes: int
+    file_bytes: int  # of `model.onnx.data`: these, and what is left empty between them
     cache_bytes_per_token: int  # at no depth: prelude and coda
     cache_bytes_per_token_and_loop: int
     graphs: dict[str, dict[str, int]]  # file -> op type -> count, nested graphs included
@@ -36,6 +37,7 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
     """Build the graphs and count their nodes; no weight is read, and the bytes are counted as `plan` counts them."""
     choices = _any_choices(request)
     graphs = graphs_of(request, report, choices)
+    tensors = stored_tensors(request.config, request.target, request.precision, choices.keep)
     cache = cache_size(cache_parts(request.config, request.precision))
     return ExportPlan(
         name=request.name,
@@ -43,7 +45,8 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
         precision=request.precision,
         loops=str(request.loops),
         parameters=count_parameters(request.config),
-        weight_bytes=total_bytes(stored_tensors(request.config, request.target, request.precision, choices.keep)),
+        weight_bytes=total_bytes(tensors),
+        file_bytes=file_bytes(tensors),
         cache_bytes_per_token=cache.per_token,
         cache_bytes_per_token_and_loop=cache.per_token_and_loop,
         graphs={

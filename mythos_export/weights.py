@@ -16,6 +16,7 @@ from onnx_ir import external_data
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
+from mythos_export.planning.tensors import ALIGNED_ABOVE, ALIGNMENT
 from mythos_export.quantized_weights import Quantizer, stored_as
 from reference_model.checkpoint import CheckpointError, WeightSource
 from reference_model.config import MythosConfig
@@ -23,7 +24,6 @@ from reference_model.config import MythosConfig
 __all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "source_of", "write"]
 
 DATA_FILE = "model.onnx.data"
-_ALIGNMENT = 4096  # bytes; a page, so that every weight can be mapped on its own
 _DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.FLOAT16: torch.float16,
@@ -69,10 +69,18 @@ def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
     }
 
 
-def bind(parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig) -> list[ir.TensorProtocol]:
-    """A tensor for each parameter, read from the source only when it is written."""
+def bind(
+    parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig, order: Iterable[str] = ()
+) -> list[ir.TensorProtocol]:
+    """A tensor for each parameter, read from the source only when it is written.
+
+    Args:
+        order: names of parameters as the file is to hold them; one that is not among them comes last.
+    """
+    places = {name: place for place, name in enumerate(order)}
     quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy(), config)
-    return [_lazy(value, source, config, quantizer) for value in parameters.values()]
+    in_order = sorted(parameters.items(), key=lambda each: places.get(each[0], len(places)))
+    return [_lazy(value, source, config, quantizer) for _, value in in_order]
 
 
 def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: MythosConfig) -> Tensor:
@@ -125,7 +133,9 @@ def write(
     def done(tensor: ir.TensorProtocol, info: external_data.CallbackInfo) -> None:
         progress(str(tensor.name), tensor.nbytes)
 
-    written = external_data.convert_tensors_to_external(tensors, folder, DATA_FILE, callback=done, alignment=_ALIGNMENT)
+    written = external_data.convert_tensors_to_external(
+        tensors, folder, DATA_FILE, callback=done, alignment=ALIGNMENT, align_threshold=ALIGNED_ABOVE
+    )
     by_name = {tensor.name: tensor for tensor in written}
     for model in models:
         for name, value in model.graph.initializers.items():

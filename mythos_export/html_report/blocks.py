@@ -54,18 +54,18 @@ def card(title: str, *content: Content, level: int = 3, width: str | None = None
 def table(name: str, numbers: Table) -> Markup:
     """A table in a box of its own, which scrolls where the page must not.
 
-    Of very many rows it has every so-manieth, and says so.
+    Of very many rows it has every so-manieth, so of columns, and says so.
     """
     rows = [numbers.rows[index] for index in thinned(len(numbers.rows), _MOST_ROWS)]
-    head = numbers.head[:_MOST_COLUMNS]
-    left_out = len(numbers.rows) - len(rows)
+    columns = [0, *(1 + index for index in thinned(len(numbers.head) - 1, _MOST_COLUMNS - 1))]
+    left_out = _left_out(numbers, len(rows), len(columns))
     return tag(
         "div",
         tag(
             "table",
-            tag("caption", name if not left_out else f"{name} ({left_out} of {len(numbers.rows)} rows left out)"),
-            tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])),
-            tag("tbody", [_row(row[:_MOST_COLUMNS]) for row in rows]),
+            tag("caption", f"{name} ({left_out})" if left_out else name, class_="seen" if left_out else None),
+            tag("thead", tag("tr", [tag("th", numbers.head[index], scope="col") for index in columns])),
+            tag("tbody", [_row([row[index] for index in columns]) for row in rows]),
             class_="numbers" if numbers.numbers else None,
         ),
         class_="scroll",
@@ -78,6 +78,13 @@ def table(name: str, numbers: Table) -> Markup:
 def facts(pairs: Sequence[tuple[str, Content]], *, class_: str = "facts") -> Markup:
     """Names and what they are."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_=class_)
+
+
+def _left_out(numbers: Table, rows: int, columns: int) -> str:
+    """`20 of 100 rows and 24 of 64 columns left out`; nothing where all is there."""
+    counts = (("rows", rows, len(numbers.rows)), ("columns", columns, len(numbers.head)))
+    parts = [f"{every - shown} of {every} {what}" for what, shown, every in counts if shown < every]
+    return f"{' and '.join(parts)} left out" if parts else ""
 
 
 def _folded(title: str, numbers: Table) -> Markup:

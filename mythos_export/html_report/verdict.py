@@ -7,10 +7,12 @@ from typing import Literal
 
 from mythos_export.bundle import Manifest
 from mythos_export.html_report.parity_file import Parity
+from mythos_export.html_report.pictures.axes import thinned
 from mythos_export.html_report.words import listed, percent, plural, short
 
 __all__ = ["Verdict", "verdict_of"]
 
+_MOST_LOOPS = 12
 _ROUNDED = {"fp16": "the same weights and cache in fp16", "bf16": "the same weights and cache in bf16"}
 
 
@@ -35,7 +37,10 @@ def verdict_of(manifest: Manifest, parity: Parity | None) -> Verdict:
         )
     if not summary.passed or parity.failures:
         return Verdict("different", "Not equal to PyTorch", (parity.failures or ["the comparison failed"])[0])
-    at = f"{listed([str(count) for count in summary.loops[:12]])} {'loop' if summary.loops == [1] else 'loops'}"
+    shown = [str(summary.loops[index]) for index in thinned(len(summary.loops), _MOST_LOOPS)]
+    at = f"{listed(shown)} {'loop' if summary.loops == [1] else 'loops'}"
+    if left_out := len(summary.loops) - len(shown):
+        at += f" and {plural(left_out, 'count')} between"
     if manifest.quantization is not None:
         return Verdict("equal", f"Equal to PyTorch that rounds alike, at {at}", _price(parity))
     other = _ROUNDED.get(manifest.precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["DASH", "count", "listed", "percent", "plural", "short", "tenths"]
+__all__ = ["DASH", "count", "drawn", "listed", "percent", "plural", "short", "tenths"]
 
 DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -55,3 +55,10 @@ def plural(number: int, noun: str, many: str | None = None) -> str:
 def listed(parts: Sequence[str]) -> str:
     """`1, 2 and 4`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def drawn(shown: Sequence[str], every: Sequence[str], what: str) -> str:
+    """What a picture is of, to follow its note; nothing where it is of all."""
+    if len(shown) == len(every):
+        return ""
+    return f" Drawn are {count(len(shown))} of {count(len(every))} {what}: {listed(shown)}."

@@ -10,8 +10,9 @@ from mythos_export.bundle import Bundle, BundleError, GraphFile
 from mythos_export.inspection.onnx_file import Initializer, Node, OnnxFile, read_onnx
 from mythos_export.planning.tensors import BITS, STAGES, StoredTensor
 
-__all__ = ["OTHER", "Contents", "read_contents", "stage_of_tensor"]
+__all__ = ["OTHER", "Contents", "data_bytes", "read_contents", "stage_of_tensor"]
 
+_DATA = ".data"  # how the name of a file of weights ends
 OTHER = "other"  # what an export does not name so
 _NODE_STAGES = {
     "embed": "embedding",
@@ -52,6 +53,11 @@ def read_contents(bundle: Bundle) -> Contents:
         found.opsets[graph.file] = file.opsets
     found.tensors.extend(tensors.values())
     return found
+
+
+def data_bytes(bundle: Bundle) -> int:
+    """Size of what holds the weights: their bytes, and what is left empty between them."""
+    return sum(entry.size for name, entry in bundle.manifest.files.items() if name.endswith(_DATA))
 
 
 def stage_of_tensor(tensor: StoredTensor) -> str:

@@ -18,7 +18,7 @@ from mythos_export.bundle import (
     QuantizationRecord,
     TensorSpec,
 )
-from mythos_export.inspection.contents import OTHER, Contents, read_contents, stage_of_tensor
+from mythos_export.inspection.contents import OTHER, Contents, data_bytes, read_contents, stage_of_tensor
 from mythos_export.inspection.receipts import BuiltEngines, built_engines
 from mythos_export.planning.cache import cache_size
 from mythos_export.planning.tensors import BITS, STAGES, StoredTensor, place_of
@@ -77,6 +77,7 @@ class Inspection(BaseModel):
     parameters: int
     total_bytes: int  # of all files
     weight_bytes: int  # of all tensors in data files
+    file_bytes: int  # of these files: the tensors, and what is left empty between them
     files: dict[str, int]
     stages: list[Stage]
     graphs: list[Graph]
@@ -112,6 +113,7 @@ def inspect(bundle: Bundle) -> Inspection:
         parameters=manifest.parameters,
         total_bytes=bundle.total_bytes,
         weight_bytes=sum(stage.bytes for stage in stages),
+        file_bytes=data_bytes(bundle),
         files={name: entry.size for name, entry in sorted(manifest.files.items())},
         stages=stages,
         graphs=_graphs(bundle, contents),

@@ -45,7 +45,9 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _weights(root: Tree, found: Inspection) -> None:
-    title = f"weights: {found.parameters:,} parameters, {size(found.weight_bytes)}"
+    title = (
+        f"weights: {found.parameters:,} parameters, {size(found.weight_bytes)}, {found.file_bytes:,} bytes in the file"
+    )
     branch = root.add(_line(title, style=_STATE))
     for stage in found.stages:
         _stage(branch, stage)

@@ -15,11 +15,12 @@ _FILE = Path(__file__).with_name("devices.json")
 _MAX_BYTES = 1 << 16
 # What a GPU must be able to do at least; below it there are no kernels.
 LEAST_CAPABILITY = {"fp8": (8, 9), "int4": (8, 0), "bf16": (8, 0)}
-# ONNX Runtime has kernels for these; the rest it computes in float, after dequantising.
+# ONNX Runtime has kernels for these; the rest it computes in fp32, after dequantising. bf16 of `portable` is a way to
+# store weights: its graph itself multiplies in fp32.
 _ONNX_RUNTIME = {
-    ("cpu", "portable"): frozenset({"fp32", "fp16", "bf16", "int8"}),
+    ("cpu", "portable"): frozenset({"fp32", "int8"}),
     ("cpu", "onnxruntime"): frozenset({"fp32", "int8", "int4"}),
-    ("gpu", "portable"): frozenset({"fp32", "fp16", "bf16"}),
+    ("gpu", "portable"): frozenset({"fp32", "fp16"}),
     ("gpu", "onnxruntime"): frozenset({"fp32"}),
 }
 
@@ -121,9 +122,8 @@ def _from_file(path: Path) -> Device:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DeviceError(
-            f"{path}: {where[:80]}: {first['msg'][:160]}; fields are described in docs/planning.md"
-        ) from error
+        what = f"{where[:80]}: {first['msg'][:160]}".lstrip(": ")  # of a file that is no JSON there is no field
+        raise DeviceError(f"{path}: {what}; fields are described in docs/planning.md") from error
     if device.kind == "gpu" and device.compute_capability is None:
         raise DeviceError(f"{path}: compute_capability is missing; a GPU has one, such as 8.7")
     return device

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from mythos_export.bundle import CachePart
 from mythos_export.linears import always_float, layer_of
 from mythos_export.planning.cache import cache_size
-from mythos_export.planning.tensors import StoredTensor
+from mythos_export.planning.devices import Device
+from mythos_export.planning.devices import kernels as has_kernels
+from mythos_export.planning.held import held_tensors
+from mythos_export.planning.tensors import StoredTensor, file_bytes, total_bytes
 from mythos_export.planning.weights import formulation, stored_tensors
 from mythos_export.planning.work import Model
 from mythos_export.quantization import QUANTIZED, Choices
@@ -30,6 +33,7 @@ class Stored:
     target: str
     precision: str
     tensors: list[StoredTensor]
+    file_bytes: int  # of the data file that holds them
     rows: list[CachePart]
     kept: frozenset[str] = frozenset()  # layers left in float, beyond those that the target leaves
     depths: tuple[int, ...] = ()  # the only loop counts that it runs; none where it runs any
@@ -38,7 +42,7 @@ class Stored:
 def stored_from_config(name: str, config: MythosConfig, target: str, precision: str) -> Stored:
     """As an export would store it."""
     tensors = stored_tensors(config, target, precision)
-    return Stored(name, config, target, precision, tensors, rows_of(config, precision))
+    return Stored(name, config, target, precision, tensors, file_bytes(tensors), rows_of(config, precision))
 
 
 def rows_of(config: MythosConfig, precision: str) -> list[CachePart]:
@@ -55,24 +59,29 @@ def rows_of(config: MythosConfig, precision: str) -> list[CachePart]:
     ]
 
 
-def model_of(stored: Stored, *, kernels: bool = True, last_level_cache: int = 0) -> Model:
-    """Ready to count.
+def model_of(stored: Stored, device: Device | None = None) -> Model:
+    """Ready to count, as that device runs it.
 
-    Args:
-        kernels: does the device multiply in the precision? If not, a runtime dequantises and computes in fp32.
-        last_level_cache: bytes of the device's; 0 where it is not known.
+    One without kernels for the precision dequantises and computes in fp32.
     """
     config, target, precision = stored.config, stored.target, stored.precision
+    kernels = device is None or has_kernels(device, target, precision)
     fast = _arithmetic(config, target, precision) if kernels else "fp32"
     kept = settled(Choices(keep=stored.kept), target, config, precision).keep if precision in QUANTIZED else frozenset()
+    depth = max(stored.depths, default=None)
+    held = held_tensors(stored.tensors, target, None if device is None else device.kind, depth)
+    dense = formulation(config, target, precision, stored.kept).dense
     return Model(
         config=config,
-        tensors=stored.tensors,
+        tensors=held.tensors,
+        stored=total_bytes(stored.tensors),
+        packed=held.packed,
         cache=cache_size(stored.rows),
         arithmetic=_by_weight(config, fast, kept),
         attention="fp32" if precision in QUANTIZED else fast,
-        dense=formulation(config, target, precision, stored.kept).dense,
-        last_level_cache=last_level_cache,
+        dense=dense,
+        reads_all=dense or held.converted,
+        last_level_cache=0 if device is None else device.last_level_cache_bytes or 0,
     )
 
 

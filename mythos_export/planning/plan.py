@@ -35,7 +35,9 @@ class Question:
 class Memory(BaseModel):
     """Bytes of memory."""
 
-    weights: int  # as `model.onnx.data` holds them
+    weights: int  # all tensors in `model.onnx.data`
+    weights_held: int  # what the runtime makes of them: it may hold in fp32 what is stored in less
+    packing: int  # of those, what is there twice while it is packed for a CPU's kernels
     cache: int  # as the engine allocates it, its mask included
     activations: int  # an estimate: the largest call's live tensors
     reserved: int  # an allowance for the system and the runtime; the device's
@@ -70,14 +72,15 @@ class Plan(BaseModel):
     batch: int
     chunk: int
     device: str | None
-    weights_by_stage: dict[str, int]
+    file_bytes: int  # of `model.onnx.data`: the tensors, and what is left empty between them
+    weights_by_stage: dict[str, int]  # as they are stored
     cache_bytes_per_token: int
     cache_bytes_per_token_and_loop: int
     memory: Memory
     decode: Bound  # one token of every sequence, at the full context
     prefill: Bound  # the whole context of every sequence
     loop_stays_in_cache: bool | None  # is the looped block read once a token? None: the cache is not known
-    every_expert: bool  # the target computes all experts for every token
+    every_expert: bool  # the weights of all experts are read for every token
     kernels: bool | None  # does the device multiply in this precision?
     fits: bool | None
     largest_context: int | None  # at this depth and batch, within the model's own limit; 0: not even one token
@@ -89,12 +92,12 @@ def plan(stored: Stored, question: Question) -> Plan:
     device = question.device
     runs = None if device is None else kernels(device, stored.target, stored.precision)
     cached = None if device is None else device.last_level_cache_bytes
-    model = model_of(stored, kernels=runs is not False, last_level_cache=cached or 0)
+    model = model_of(stored, device)
     memory = _memory(model, question)
     step = Call(question.batch, 1, question.context - 1, question.loops)
     by_stage = defaultdict[str, int](int)
-    for (stage, _), count in model.bytes_at.items():
-        by_stage[stage] += count
+    for tensor in stored.tensors:
+        by_stage[tensor.place.stage] += tensor.nbytes
     return Plan(
         name=stored.name,
         target=stored.target,
@@ -105,6 +108,7 @@ def plan(stored: Stored, question: Question) -> Plan:
         batch=question.batch,
         chunk=question.chunk,
         device=None if device is None else device.label,
+        file_bytes=stored.file_bytes,
         weights_by_stage={stage: by_stage[stage] for stage in STAGES},
         cache_bytes_per_token=model.cache.per_token,
         cache_bytes_per_token_and_loop=model.cache.per_token_and_loop,
@@ -112,7 +116,7 @@ def plan(stored: Stored, question: Question) -> Plan:
         decode=_bound(work_of(model, step), question.batch, 1, device),
         prefill=_prefill(model, question),
         loop_stays_in_cache=None if cached is None else weight_reads(model, step)[1],
-        every_expert=model.dense,
+        every_expert=model.reads_all,
         kernels=runs,
         fits=fits(memory),
         largest_context=_largest(model, question, "context", stored.config.max_seq_len),
@@ -122,7 +126,7 @@ def plan(stored: Stored, question: Question) -> Plan:
 
 def memory_of(stored: Stored, question: Question) -> Memory:
     """What is needed, and what the device has."""
-    return _memory(model_of(stored), question)
+    return _memory(model_of(stored, question.device), question)
 
 
 def fits(memory: Memory) -> bool | None:
@@ -136,11 +140,13 @@ def _memory(model: Model, question: Question) -> Memory:
     activations = _activations(model, question)
     reserved = 0 if device is None else device.reserved_bytes
     return Memory(
-        weights=model.weights,
+        weights=model.stored,
+        weights_held=model.weights,
+        packing=model.packed,
         cache=cache,
         activations=activations,
         reserved=reserved,
-        total=model.weights + cache + activations + reserved,
+        total=model.weights + model.packed + cache + activations + reserved,
         capacity=None if device is None else device.memory_bytes,
     )
 
@@ -221,7 +227,7 @@ def _largest(model: Model, question: Question, field: str, most: int) -> int | N
 
 def largest(stored: Stored, question: Question, most: Mapping[str, int]) -> dict[str, int]:
     """The largest context, loops, batch and chunk up to some, each alone, that fit; 0 where none does."""
-    model = model_of(stored)
+    model = model_of(stored, question.device)
     found = {field: _largest(model, question, field, limit) for field, limit in most.items() if field != "loops"}
     found["loops"] = _deepest(model, question, stored.depths, most["loops"])
     return {field: found[field] or 0 for field in most}

@@ -14,6 +14,7 @@ _LABEL = 12
 _WIDTH, _INDENT = 80, "    "
 _JOINED = "\N{NO-BREAK SPACE}"
 _UNKNOWN = "unknown"
+_MOST_PERCENT = 1000  # more than that is too much by whatever it is
 
 
 def render(found: Plan, remedies: Sequence[str]) -> str:
@@ -23,7 +24,7 @@ def render(found: Plan, remedies: Sequence[str]) -> str:
 
 def render_comparison(plans: Sequence[Plan]) -> str:
     """Plans of one model side by side."""
-    head = ("precision", "weights", "cache", "total", "fits", "a token", "prompt", "kernels")
+    head = ("precision", "weights", "held", "cache", "total", "fits", "tokens", "loops", "a token", "prompt", "kernels")
     rows = [head, *(_row(found) for found in plans)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -52,19 +53,34 @@ def _memory(found: Plan) -> Iterator[str]:
     memory, token = found.memory, size(found.cache_bytes_per_token)
     looped = size(found.cache_bytes_per_token_and_loop)
     yield "memory"
-    yield _entry("weights", size(memory.weights))
+    yield _entry("weights", size(memory.weights), f"{found.file_bytes:,} bytes in model.onnx.data")
     stages = (f"{stage} {size(count)}" for stage, count in found.weights_by_stage.items() if count)
     yield from _below(", ".join(stage.replace(" ", _JOINED) for stage in stages))
+    yield from _held(found)
     yield _entry("cache", size(memory.cache), f"{token} a token, and {looped} a token and loop")
     yield _entry(
         "activations", f"{size(memory.activations):>9}  estimated; the prompt read {found.chunk} tokens a call"
     )
     if memory.capacity is not None:
         yield _entry("reserved", size(memory.reserved), "an allowance for system and runtime")
-        share = 100 * memory.total / memory.capacity
-        yield _entry("total", size(memory.total), f"{share:.0f} % of {size(memory.capacity)}")
+        yield _entry("total", size(memory.total), f"{_share(memory.total, memory.capacity)} of {size(memory.capacity)}")
     else:
         yield _entry("total", size(memory.total))
+
+
+def _held(found: Plan) -> Iterator[str]:
+    """Weights in memory, where they are not as they are stored."""
+    memory = found.memory
+    if memory.weights_held != memory.weights:
+        which = "those outside the loop" if found.precision == "fp16" else "them"
+        yield _entry("held", size(memory.weights_held), f"in memory: ONNX Runtime makes fp32 of {which} at load")
+    if memory.packing:
+        yield _entry("packing", size(memory.packing), "of these a second time, packed for the CPU's kernels")
+
+
+def _share(part: int, whole: int) -> str:
+    share = 100 * part / whole
+    return f"{share:.0f} %" if share <= _MOST_PERCENT else f">{_MOST_PERCENT} %"
 
 
 def _speed(found: Plan) -> Iterator[str]:
@@ -146,10 +162,9 @@ def _without_kernels(found: Plan) -> Iterator[str]:
     if found.target == "tensorrt":
         yield f"no kernels: TensorRT builds no {found.precision} engine for it, so this does not run there"
         return
-    yield f"no kernels: {found.target} does not multiply in {found.precision} there"
-    yield from _below(
-        "it would dequantise and compute in float, slower than this, and may hold the weights in float too"
-    )
+    yield f"no kernels: ONNX Runtime does not multiply in {found.precision} there, but in fp32"
+    if found.memory.weights_held == found.memory.weights:
+        yield from _below("it would dequantise at every loop, slower than this, and may hold the weights in float too")
 
 
 def _row(found: Plan) -> tuple[str, ...]:
@@ -157,13 +172,21 @@ def _row(found: Plan) -> tuple[str, ...]:
     return (
         found.precision,
         size(memory.weights),
+        size(memory.weights_held + memory.packing),
         size(memory.cache),
         size(memory.total),
         {None: "-", True: "yes", False: "NO"}[found.fits],
+        _most(found.largest_context),
+        _most(found.largest_loops),
         "-" if found.device is None else seconds(found.decode.seconds),
         "-" if found.device is None else seconds(found.prefill.seconds),
         {None: "-", True: "yes", False: "NO"}[found.kernels],
     )
+
+
+def _most(value: int | None) -> str:
+    """What there is room for."""
+    return "-" if value is None else f"{value:,}"
 
 
 def _below(text: str) -> list[str]:

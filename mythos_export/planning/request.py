@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mythos_export.bundle import Bundle
-from mythos_export.inspection.contents import read_contents
+from mythos_export.inspection.contents import data_bytes, read_contents
 from mythos_export.inspection.inspect import config_of
 from mythos_export.linears import layer_names
 from mythos_export.planning.devices import find_device
@@ -87,6 +87,7 @@ def read_bundle(path: Path, **others: object) -> Stored:
         manifest.target,
         manifest.precision,
         tensors,
+        data_bytes(bundle),
         manifest.cache,
         frozenset(kept),
         () if "dynamic" in graphs else tuple(sorted(loops for loops in graphs if loops != "dynamic")),

@@ -10,7 +10,22 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["BITS", "STAGES", "Place", "StoredTensor", "place_of", "total_bytes"]
+__all__ = [
+    "ALIGNED_ABOVE",
+    "ALIGNMENT",
+    "BITS",
+    "STAGES",
+    "Place",
+    "StoredTensor",
+    "file_bytes",
+    "is_large",
+    "place_of",
+    "total_bytes",
+]
+
+# Where tensors begin in a data file: a large one at a page, so that it can be mapped on its own; others anywhere.
+ALIGNMENT = 4096
+ALIGNED_ABOVE = 1 << 20
 
 # Bits of one number. Two int4 share a byte; where a uint8 stands for packed int4, it is counted as the byte it is.
 BITS = {
@@ -70,6 +85,20 @@ class StoredTensor(NamedTuple):
 def total_bytes(tensors: Iterable[StoredTensor]) -> int:
     """Bytes of all."""
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def file_bytes(tensors: Iterable[StoredTensor]) -> int:
+    """Size of the data file that holds them in this order: their bytes, and what is left empty between them."""
+    end = 0
+    for tensor in tensors:
+        start = -(-end // ALIGNMENT) * ALIGNMENT if is_large(tensor) else end
+        end = start + tensor.nbytes
+    return end
+
+
+def is_large(tensor: StoredTensor) -> bool:
+    """Does it begin at a page?"""
+    return tensor.nbytes > ALIGNED_ABOVE
 
 
 def place_of(name: str) -> Place:

@@ -1,4 +1,4 @@
-"""Which tensors an export stores, from the config and the table of formats: no graph is traced.
+"""Which tensors an export stores, and in which order: from the config and the table of formats, no graph is traced.
 
 Names, shapes and types are those of the initializers of the written graphs, to the last byte (tests compare them).
 What small constants a graph holds itself, among them scales of activations, is not counted: kilobytes.
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from mythos_export import passes
 from mythos_export.linears import always_float, layer_of
-from mythos_export.planning.tensors import StoredTensor
+from mythos_export.planning.tensors import StoredTensor, is_large
 from mythos_export.quantization import (
     EMBEDDING,
     QUANTIZED,
@@ -44,6 +44,8 @@ DTYPES = {
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 _UNTRANSPOSED = ("recurrent.lora.B", "recurrent.lora.scale.weight")  # read as they are, not as a linear layer
 _HEAD = "head"
+_SCALE = ".scale"  # of numbers; the depth LoRA's own scale ends in .weight
+_FLOATS = frozenset({"float32", *_HALF.values()})
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def formulation(config: MythosConfig, target: str, precision: str, keep: frozens
 def stored_tensors(
     config: MythosConfig, target: str, precision: str, keep: frozenset[str] = frozenset()
 ) -> list[StoredTensor]:
-    """Every parameter in the data file of such a bundle; all its graphs share them.
+    """Every parameter in the data file of such a bundle, in the order of the file; all its graphs share them.
+
+    An export writes them in this order, so that the size of the file can be told before.
 
     Args:
         keep: layers that stay in float besides those that the target leaves there anyway.
@@ -86,7 +90,17 @@ def stored_tensors(
         elif not (stacked and name.startswith(f"{ROUTED_EXPERTS}.")):
             for variant, laid_out in _as_in_graph(name, shape, config):
                 found += store.parameter(variant, laid_out)
-    return [*found, *store.stacks(config)] if stacked else found
+    return sorted([*store.stacks(config), *found] if stacked else found, key=_write_order)
+
+
+def _write_order(tensor: StoredTensor) -> tuple[bool, bool, str]:
+    """What is small comes first, for what is large begins at a page; the embedding comes last.
+
+    But numbers and scales stay together, for they are made together.
+    """
+    small = tensor.dtype in _FLOATS and not tensor.name.endswith(_SCALE) and not is_large(tensor)
+    embedding = tensor.name.startswith("embed.")
+    return not small, embedding, tensor.name if embedding else ""
 
 
 def _as_in_graph(name: str, shape: tuple[int, ...], config: MythosConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -139,9 +153,9 @@ class _Store:
         ):
             name = stored_name(stack, quantization)
             rows = (config.n_experts, channels)
-            found += [
-                StoredTensor(name, (*rows, quantization.bytes_of(contraction)), DTYPES[quantization.dtype]),
+            found += [  # the scales first: numbers that are written behind them find them in the file
                 StoredTensor(f"{name}.scale", (*rows, contraction // quantization.block), "float32"),
+                StoredTensor(name, (*rows, quantization.bytes_of(contraction)), DTYPES[quantization.dtype]),
             ]
         return found
 

@@ -27,19 +27,22 @@ _NOT_LINEAR = ("embed.weight", "recurrent.lora.scale.weight")
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it is stored, and the arithmetic of its products."""
+    """A model as a runtime holds it, and the arithmetic of its products."""
 
     config: MythosConfig
-    tensors: Sequence[StoredTensor]
+    tensors: Sequence[StoredTensor]  # as they are in memory
+    stored: int  # bytes of the tensors in the data file
+    packed: int  # bytes of those in memory that are there twice while they are packed
     cache: CacheSize
     arithmetic: Mapping[str, str]  # weight of the checkpoint -> what it is multiplied in
     attention: str  # what queries, keys and values are multiplied in
     dense: bool  # does every expert compute every token?
+    reads_all: bool  # are the weights of every expert read at every loop?
     last_level_cache: int = 0  # bytes of the device's, if known
 
     @cached_property
     def weights(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors in memory."""
         return sum(self.bytes_at.values())
 
     @cached_property
@@ -152,7 +155,7 @@ def _table_reads(tensor: StoredTensor, model: Model, call: Call) -> float:
 def _share(model: Model, tokens: int) -> float:
     """Share of the routed experts that so many tokens need, where each chooses evenly and for itself."""
     config = model.config
-    if model.dense:
+    if model.reads_all:
         return 1.0
     return 1.0 - (1.0 - config.n_experts_per_tok / config.n_experts) ** tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["not_printed"]
+__all__ = ["not_printed", "renewed"]
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _GAP = "..."
@@ -35,6 +35,26 @@ def not_printed(shown: str, printed: str, *, exact: bool = False) -> str | None:
         else:
             return passage[reached]
     return None
+
+
+def renewed(shown: str, printed: str) -> str:
+    """What a page shows, as it was printed: all of it, or where it leaves something out, with the numbers printed.
+
+    Then it is, line for line, the next one that was printed and differs in numbers alone; one that has none stays.
+    """
+    lines, at = [line.rstrip() for line in printed.splitlines()], 0
+    if _GAP not in shown:
+        return "".join(f"{line}\n" for line in lines)
+    found = []
+    for line in shown.splitlines():
+        pattern = _pattern(line, exact=False)
+        place = next((i for i in range(at, len(lines)) if pattern.fullmatch(" ".join(lines[i].split()))), None)
+        if place is None or not line.strip() or _GAP in line:
+            found.append(line)
+        else:
+            found.append(lines[place])
+            at = place + 1
+    return "".join(f"{line}\n" for line in found)
 
 
 def _passages(shown: str) -> list[list[str]]:

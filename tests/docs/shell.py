@@ -27,6 +27,7 @@ _ADDRESS = re.compile(r"(http://)?(localhost|127\.0\.0\.1):8000")
 # What a machine that runs tests may lack: how such a command begins, and the module it wants.
 _WANTS = {
     "mythos-export build ": "tensorrt_rtx",
+    "python -m tools.measure_build ": "tensorrt_rtx",
     "polygraphy ": "polygraphy",
     "python -m tools.write_goldens ": "polygraphy",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,24 @@ class TestAnswers:
         table = run("plan", *arguments).out.splitlines()
         assert [line.split()[0] for line in table[-len(found) :]] == list(TARGETS[target].precisions)
 
+    def test_side_by_side_is_also_what_there_is_room_for(
+        self, run: Callable[..., Any], answer: Callable[..., dict[str, Any]]
+    ) -> None:
+        arguments = ("--scale", "1b", "--target", "onnxruntime", "--device", "raspberry-pi-5-8gb", "--compare")
+        head, *rows = [re.split(r"  +", line) for line in run("plan", *arguments).out.splitlines()[2:]]
+        places = head.index("tokens"), head.index("loops")
+        for row, found in zip(rows, answer(*arguments)["plans"], strict=True):
+            assert [int(row[at].replace(",", "")) for at in places] == [
+                found["largest_context"],
+                found["largest_loops"],
+            ]
+
+    def test_of_a_device_far_too_small_the_percentage_is_not_counted_out(
+        self, run: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        (tmp_path / "dot.json").write_text(json.dumps({"label": "dot", "kind": "cpu", "memory_bytes": 1000}))
+        assert "  >1000 % of 1.0 kB" in run("plan", "--scale", "1t", "--device", tmp_path / "dot.json").out
+
     @pytest.mark.parametrize("device", list(known_devices()))
     @pytest.mark.parametrize("precision", ["fp32", "int4"])
     def test_every_device_has_an_answer_of_80_columns(
@@ -180,7 +199,7 @@ class TestDoesNotFit:
     def test_where_nothing_has_kernels_room_is_enough(self, answer: Callable[..., dict[str, Any]]) -> None:
         found = answer("--scale", "10b", "--precision", "int4", "--device", "rtx-4060")
         assert (found["kernels"], found["fits"]) == (False, False)
-        assert "--device jetson-orin-nx-16gb" in found["remedies"]
+        assert "--device jetson-agx-orin-64gb" in found["remedies"]
 
     def test_fewer_loops(self, answer: Callable[..., dict[str, Any]]) -> None:
         found = answer("--scale", "1b", "--precision", "fp16", "--loops", "3000", "--device", "rtx-4060")

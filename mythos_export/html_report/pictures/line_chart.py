@@ -10,9 +10,11 @@ from mythos_export.html_report.pictures.axes import Scale, linear_scale, log_sca
 from mythos_export.html_report.pictures.svg import WIDTH, label, labels_that_fit, legend, marker, svg
 from mythos_export.html_report.words import short
 
-__all__ = ["Bound", "LineChart", "Series", "line_chart"]
+__all__ = ["DISTINCT", "Bound", "LineChart", "Series", "line_chart"]
 
 _HEIGHT, _LEFT, _RIGHT = 160, 46, 8
+DISTINCT = 6  # lines that differ in colour, dash and marker
+_BAR = 3  # half the width of a whisker's end
 _MOST_MARKERS = 40  # in one line; with more of them it is a caterpillar
 
 
@@ -23,6 +25,7 @@ class Series:
     name: str
     values: Sequence[float | None]
     joined: bool = True
+    intervals: Sequence[tuple[float, float] | None] = ()  # around the values, as whiskers; none if empty
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def line_chart(chart: LineChart) -> Markup:
 
 def _scale(chart: LineChart, bottom: float, top: float) -> Scale:
     values = [value for series in chart.series for value in series.values if value is not None]
+    values += [end for series in chart.series for ends in series.intervals if ends is not None for end in ends]
     values += [chart.bound.value] if chart.bound is not None else []
     return (
         log_scale(values, bottom, top)
@@ -100,13 +104,20 @@ def _bound(bound: Bound | None, up: Scale) -> list[Markup]:
 
 
 def _line(index: int, series: Series, across: list[float], up: Scale) -> list[Markup]:
+    parts = [_whisker(index, x, ends, up) for x, ends in zip(across, series.intervals) if ends is not None]
     points = [(x, up.at(value)) for x, value in zip(across, series.values) if value is not None]
     if not points:
         return []
-    parts = []
     if series.joined and len(points) > 1:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts.append(tag("path", d=path, class_=f"l s{index % 6}"))
+        parts.append(tag("path", d=path, class_=f"l s{index % DISTINCT}"))
     if len(points) <= _MOST_MARKERS:
         parts += [marker(index, x, y) for x, y in points]
     return parts
+
+
+def _whisker(index: int, x: float, ends: tuple[float, float], up: Scale) -> Markup:
+    """From one end of an interval to the other, with a bar at each."""
+    low, high = map(up.at, ends)
+    bars = f"M{x - _BAR:.1f} {low:.1f}h{2 * _BAR}M{x - _BAR:.1f} {high:.1f}h{2 * _BAR}"
+    return tag("path", d=f"M{x:.1f} {low:.1f}V{high:.1f}{bars}", class_=f"w s{index % DISTINCT}")

@@ -10,6 +10,7 @@ from mythos_export.html_report.pictures.axes import strided
 __all__ = ["WIDTH", "label", "labels_that_fit", "legend", "marker", "svg"]
 
 WIDTH = 340  # of every picture, near the pixels it gets on a phone, so that its letters are never shrunk
+_LONGEST = 48  # letters of a name in a legend
 _LETTER = 6.1  # average width at the legend's size
 _SHAPES = {
     0: "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z",
@@ -51,7 +52,7 @@ def legend(names: list[str], y: float) -> tuple[list[Markup], float]:
     """The names beside their shapes, over as many lines as they need, and where they end."""
     parts, x = [], 4.0
     for index, name in enumerate(names):
-        shown = name if len(name) < 48 else name[:47] + "…"
+        shown = name if len(name) <= _LONGEST else f"{name[:15]}… {name[-(_LONGEST - 17) :]}"  # ends tell them apart
         width = 20 + _LETTER * len(shown)
         if x > 4 and x + width > WIDTH:
             x, y = 4.0, y + 17

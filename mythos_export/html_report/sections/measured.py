@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mythos_export.html_report.blocks import Table, figure, paragraph, section
 from mythos_export.html_report.markup import Markup, tag
-from mythos_export.html_report.measurements import Accuracy, Latency, Measured, Score
+from mythos_export.html_report.measurements import LATENCY, Accuracy, Latency, Measured, Score
+from mythos_export.html_report.pictures.axes import thinned
 from mythos_export.html_report.pictures.heat_map import Cell, HeatMap, heat_map, level_of
-from mythos_export.html_report.pictures.line_chart import LineChart, Series, line_chart
+from mythos_export.html_report.pictures.line_chart import DISTINCT, LineChart, Series, line_chart
 from mythos_export.html_report.subject import Subject
-from mythos_export.html_report.words import count, percent, plural, short, tenths
+from mythos_export.html_report.words import count, drawn, percent, plural, short, tenths
 
 __all__ = ["speed", "task"]
 
-_MOST_COLUMNS = 10
-_MOST_LINES = 12
+_MOST_COLUMNS = 10  # of a picture
+_MOST_FIGURES = 4
 
 
 def task(subject: Subject) -> Markup:
@@ -42,8 +45,18 @@ def speed(subject: Subject) -> Markup:
             " adds a file of latencies.",
         ]
         return section("speed", title, paragraph(hint))
+    settings = _by_setting(subject.latency)
+    names = list(settings)
+    figures = [names[start : start + DISTINCT] for start in range(0, len(names), DISTINCT)][:_MOST_FIGURES]
     words = f"Measured on {subject.latency.machine}, {subject.latency.measured}."
-    return section("speed", title, paragraph(words), tag("div", _latency(subject.latency), class_="grid pairs"))
+    if left_out := len(names) - sum(map(len, figures)):
+        words += f" {plural(left_out, 'setting')} of {count(len(names))} left out here, from the end; "
+        words += f"{LATENCY} has all."
+    pictures = [
+        _latency({name: settings[name] for name in each}, f", {index} of {len(figures)}" if len(figures) > 1 else "")
+        for index, each in enumerate(figures, 1)
+    ]
+    return section("speed", title, paragraph(words), tag("div", pictures, class_="grid pairs"))
 
 
 def _asked(found: Accuracy) -> str:
@@ -55,7 +68,8 @@ def _asked(found: Accuracy) -> str:
 
 
 def _accuracy(found: Accuracy) -> Markup:
-    loops, hops = found.loops[:_MOST_COLUMNS], sorted({score.hops for score in found.scores})
+    hops = sorted({score.hops for score in found.scores})
+    loops = [found.loops[index] for index in thinned(len(found.loops), _MOST_COLUMNS)]
     scores = {(score.hops, score.loops): score for score in found.scores}
     picture = heat_map(
         HeatMap(
@@ -69,11 +83,12 @@ def _accuracy(found: Accuracy) -> Markup:
         )
     )
     table = Table(
-        ["hops", *(f"{each} loops" for each in loops)],
-        [[str(hop), *(_interval(scores.get((hop, each))) for each in loops)] for hop in hops],
+        ["hops", *(plural(each, "loop") for each in found.loops)],
+        [[str(hop), *(_interval(scores.get((hop, each))) for each in found.loops)] for hop in hops],
     )
     trained = plural(found.trained_hops, "hop")
     note = f"Right answers in %, beneath with their 95 % intervals. The model was trained on up to {trained}."
+    note += drawn(list(map(str, loops)), list(map(str, found.loops)), "loop counts")
     return figure("Accuracy against loops", note, picture, table)
 
 
@@ -126,18 +141,21 @@ def _points(own: float | None, other: float | None) -> str:
     return f"{100 * (own - other):+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _latency(found: Latency) -> Markup:
-    loops = sorted({each.loops for each in found.measurements})
-    series: dict[str, dict[int, float]] = {}
+def _by_setting(found: Latency) -> dict[str, dict[int, Measured]]:
+    """Measurements by what they were made with, then by loop count."""
+    settings: dict[str, dict[int, Measured]] = {}
     for each in found.measurements:
-        series.setdefault(_setting(each), {})[each.loops] = each.ms_per_token
+        settings.setdefault(_setting(each), {})[each.loops] = each
+    return settings
+
+
+def _latency(settings: dict[str, dict[int, Measured]], which: str) -> Markup:
+    loops = sorted({loops for times in settings.values() for loops in times})
     picture = line_chart(
         LineChart(
-            name="Milliseconds per token, by loop count",
+            name=f"Milliseconds per token, by loop count{which}",
             steps=[str(each) for each in loops],
-            series=[
-                Series(name, [times.get(each) for each in loops]) for name, times in list(series.items())[:_MOST_LINES]
-            ],
+            series=[_series(name, [times.get(each) for each in loops]) for name, times in settings.items()],
             below="loops",
         )
     )
@@ -153,10 +171,23 @@ def _latency(found: Latency) -> Markup:
                 short(each.ms_per_token),
                 f"{short(each.low_ms)} to {short(each.high_ms)}" if each.low_ms and each.high_ms else short(None),
             ]
-            for each in found.measurements
+            for times in settings.values()
+            for each in times.values()
         ],
     )
-    return figure("Latency against loops", "Milliseconds that one more token takes.", picture, table)
+    note = "Milliseconds that one more token takes."
+    if any(_interval_of(each) for times in settings.values() for each in times.values()):
+        note += " Whiskers are 95 % intervals."
+    return figure(f"Latency against loops{which}", note, picture, table)
+
+
+def _series(name: str, measured: Sequence[Measured | None]) -> Series:
+    times = [None if each is None else each.ms_per_token for each in measured]
+    return Series(name, times, intervals=[None if each is None else _interval_of(each) for each in measured])
+
+
+def _interval_of(each: Measured) -> tuple[float, float] | None:
+    return None if each.low_ms is None or each.high_ms is None else (each.low_ms, each.high_ms)
 
 
 def _setting(each: Measured) -> str:

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from mythos_export.html_report.blocks import Table, figure, paragraph, section
 from mythos_export.html_report.markup import Content, Markup, tag
 from mythos_export.html_report.parity_file import Case, Depth, Flip, GraphCases, Parity
+from mythos_export.html_report.pictures.axes import thinned
 from mythos_export.html_report.pictures.heat_map import Cell, HeatMap, heat_map, level_of
 from mythos_export.html_report.pictures.histogram import histogram
 from mythos_export.html_report.pictures.line_chart import Bound, LineChart, Series, line_chart
 from mythos_export.html_report.subject import Subject
-from mythos_export.html_report.words import count, percent, plural, short, tenths
+from mythos_export.html_report.words import count, drawn, percent, plural, short, tenths
 
 __all__ = ["agreement_cell", "by_depth", "parity"]
 
 _LISTED = 20  # flips of a case in parity.json, at most
 _DRAWN = 4  # graphs
-_MOST_COLUMNS = 10
+_MOST_COLUMNS = 10  # of a picture
 _MOST_KINDS = 4
 _KINDS = ("prefill", "chunked", "cached")
 _PALE = 1e-3  # of the tolerance: what is below is palest
@@ -34,12 +35,14 @@ def parity(subject: Subject) -> Markup:
             paragraph("Not compared: export without ", tag("code", "--no-validate"), " to have it here."),
         )
     found, parts = subject.parity, []
-    drawn = [each for each in found.graphs if each.cases][:_DRAWN]
-    for graph in drawn:
-        several = len(drawn) > 1
+    compared = [each for each in found.graphs if each.cases]
+    shown = [compared[index] for index in thinned(len(compared), _DRAWN)]
+    summary = _summary(found) + drawn([each.file for each in shown], [each.file for each in compared], "graphs")
+    for graph in shown:
+        several = len(compared) > 1
         parts += [tag("h3", f"{graph.file} ({_depth(graph)})")] if several else []
         parts.append(tag("div", _figures(graph, found, 4 if several else 3), class_="grid"))
-    return section("parity", "Parity with PyTorch", paragraph(_how(subject)), paragraph(_summary(found)), parts)
+    return section("parity", "Parity with PyTorch", paragraph(_how(subject)), paragraph(summary), parts)
 
 
 def by_depth(
@@ -47,27 +50,27 @@ def by_depth(
     cell: Callable[[Depth], Cell],
     value: Callable[[Depth], str],
     name: str,
-) -> tuple[Markup, Table]:
-    """A heat map of depths (down) and loop counts (across), and its numbers."""
-    runs = runs[:_MOST_COLUMNS]
+) -> tuple[Markup, Table, str]:
+    """A heat map of depths (down) and loop counts (across), its numbers, and words on what is not drawn."""
     rows = sorted({depth.depth for _, depths in runs for depth in depths})
     found = [{depth.depth: depth for depth in depths} for _, depths in runs]
     columns = [str(loops) for loops, _ in runs]
+    shown = thinned(len(runs), _MOST_COLUMNS)
     picture = heat_map(
         HeatMap(
             name=name,
-            columns=columns,
+            columns=[columns[index] for index in shown],
             rows=[str(row) for row in rows],
-            cells=[[cell(run[row]) if row in run else None for run in found] for row in rows],
+            cells=[[cell(found[index][row]) if row in found[index] else None for index in shown] for row in rows],
             across="loops asked for",
             down="depth",
         )
     )
     table = Table(
-        ["depth", *(f"{loops} loops" for loops in columns)],
+        ["depth", *(plural(loops, "loop") for loops, _ in runs)],
         [[str(row), *(value(run[row]) if row in run else "" for run in found)] for row in rows],
     )
-    return picture, table
+    return picture, table, drawn([columns[index] for index in shown], columns, "loop counts")
 
 
 def agreement_cell(depth: Depth) -> Cell:
@@ -168,13 +171,13 @@ def _cases(graph: GraphCases) -> Table:
 
 def _hidden(runs: Runs, found: Parity, level: int) -> Markup:
     deep = found.tolerance.hidden or 1.0
-    picture, table = by_depth(
+    picture, table, rest = by_depth(
         runs,
         lambda depth: Cell(level_of(depth.hidden_error, _PALE * deep, deep, log=True), short(depth.hidden_error, 2)),
         lambda depth: short(depth.hidden_error),
         "Error of the hidden state by depth and loop count",
     )
-    note = f"Largest error over its range. The deepest shade is the tolerance, {short(deep)}."
+    note = f"Largest error over its range. The deepest shade is the tolerance, {short(deep)}.{rest}"
     return figure("Hidden state, depth by depth", note, picture, table, level=level)
 
 
@@ -212,13 +215,14 @@ def _trajectory(prefills: Sequence[Case], found: Parity, level: int) -> Markup:
 
 
 def _router(runs: Runs, level: int) -> Markup:
-    picture, table = by_depth(
+    picture, table, rest = by_depth(
         runs,
         agreement_cell,
         lambda depth: percent(depth.router_agreement),
         "Share of tokens sent to the same experts, by depth and loop count",
     )
-    return figure("Routing, depth by depth", "Tokens sent to the same experts, in %.", picture, table, level=level)
+    note = f"Tokens sent to the same experts, in %.{rest}"
+    return figure("Routing, depth by depth", note, picture, table, level=level)
 
 
 def _halting(graph: GraphCases, level: int) -> Markup:
@@ -231,11 +235,8 @@ def _halting(graph: GraphCases, level: int) -> Markup:
     steps = [str(depth) for depth in range(1, len(counts) + 1)]
     said = ", ".join(f"{number} at {step}" for step, number in zip(steps, counts) if number)
     table = Table(
-        ["depth", *(f"{max(case.loops)} loops" for case in prefills[:_MOST_COLUMNS])],
-        [
-            [step, *(_at(case.halting_depths, index) for case in prefills[:_MOST_COLUMNS])]
-            for index, step in enumerate(steps)
-        ],
+        ["depth", *(plural(max(case.loops), "loop") for case in prefills)],
+        [[step, *(_at(case.halting_depths, index) for case in prefills)] for index, step in enumerate(steps)],
     )
     note = (
         f"Tokens of the prefill at {plural(loops, 'loop')} by the depth at which ACT stopped them. At the last depth "

@@ -99,24 +99,25 @@ def _divergence(losses: Sequence[Loss]) -> Markup:
 
 
 def _hidden(losses: Sequence[Loss]) -> Markup:
-    picture, numbers = by_depth(
+    picture, numbers, rest = by_depth(
         [(loss.loops, loss.depths) for loss in losses],
         lambda depth: Cell(level_of(depth.hidden_error, 0.0, _DEEP), tenths(depth.hidden_error)),
         lambda depth: percent(depth.hidden_error),
         "Error of the hidden state against fp32, by depth and loop count",
     )
-    note = f"|difference| / |fp32| in %. The deepest shade is {percent(_DEEP)}."
+    note = f"|difference| / |fp32| in %. The deepest shade is {percent(_DEEP)}.{rest}"
     return figure("Hidden state against fp32", note, picture, numbers)
 
 
 def _router(losses: Sequence[Loss]) -> Markup:
-    picture, numbers = by_depth(
+    picture, numbers, rest = by_depth(
         [(loss.loops, loss.depths) for loss in losses],
         agreement_cell,
         lambda depth: percent(depth.router_agreement),
         "Share of tokens sent to fp32's experts, by depth and loop count",
     )
-    return figure("Routing against fp32", "Tokens sent to the experts that fp32 chose, in %.", picture, numbers)
+    note = f"Tokens sent to the experts that fp32 chose, in %.{rest}"
+    return figure("Routing against fp32", note, picture, numbers)
 
 
 def _calibration(recipe: Recipe) -> str:
@@ -137,9 +138,10 @@ def _limits(looped: dict[str, ActivationRange], widest: Sequence[str], recipe: R
             log=True,
         )
     )
-    head = ["activation", *(f"depth {depth}" for depth in range(1, recipe.depths + 1))]
-    rows = [[_brief(name), *map(short, found.limit)] for name, found in looped.items()]
-    note = "Largest |x| that is not cut off, in the loop's body."
+    head = ["depth", *map(_brief, looped)]
+    limits = [found.limit for found in looped.values()]
+    rows = [[str(depth + 1), *(short(each[depth]) for each in limits)] for depth in range(recipe.depths)]
+    note = f"Largest |x| that is not cut off, in the loop's body.{_drawn(looped, widest)}"
     return figure("Limits by depth", note, picture, Table(head, rows))
 
 
@@ -167,8 +169,16 @@ def _drift(
     note = (
         f"Each limit as a multiple of its narrowest depth's. With ranges {record.ranges}, {count(own)} of "
         f"{plural(len(looped), 'activation')} in the loop {'has' if own == 1 else 'have'} one per depth."
+        f"{_drawn(looped, widest)}"
     )
     return figure("Drift with depth", note, picture, Table(["activation", "widest / narrowest", "range"], rows))
+
+
+def _drawn(looped: dict[str, ActivationRange], widest: Sequence[str]) -> str:
+    """Which lines there are; nothing where there are all."""
+    if len(widest) == len(looped):
+        return ""
+    return f" Drawn are the {len(widest)} of {len(looped)} activations that drift most."
 
 
 def _brief(name: str) -> str:

@@ -138,7 +138,9 @@ def _kernels(subject: Subject) -> str:
 def _command(command: list[str]) -> Markup:
     """Each word on one line: a dash at a line's end would not say how many there were."""
     words = [shlex.quote(word) for word in command[:_MOST_WORDS]]
-    return tag("code", [[tag("span", word, class_="whole-word" if len(word) < _LONG else None), " "] for word in words])
+    rest = f"({plural(len(command) - _MOST_WORDS, 'word')} more)" if len(command) > _MOST_WORDS else None
+    spans = [[tag("span", word, class_="whole-word" if len(word) < _LONG else None), " "] for word in words]
+    return tag("code", spans, rest)
 
 
 def _loops(subject: Subject) -> Content:

@@ -115,6 +115,21 @@ class TestLines:
         assert line.get("d", "").count("L") == 127, "the line is whole"
         assert len([text for text in texts(picture) if text in steps]) <= 20
 
+    def test_of_a_long_name_both_ends_are_there(self) -> None:
+        names = [f"open-mythos 0.5.0, torch 2.13.0, past 1024, {threads} threads" for threads in (1, 2)]
+        found = texts(line_chart(LineChart("x", ["1"], [Series(name, [1.0]) for name in names], "loops")))
+        shown = [text for text in found if text.startswith("open-mythos 0.5… ")]
+        assert [text[-20:] for text in shown] == [f"past 1024, {threads} threads" for threads in (1, 2)]
+
+    def test_an_interval_is_a_whisker_around_its_point(self) -> None:
+        series = Series("a", [2.0, 3.0], intervals=[(1.0, 4.0), None])
+        picture = line_chart(LineChart("x", ["1", "2"], [series], "loops"))
+        (whisker,) = parts(picture, "path", "w s0")
+        x, low, high = map(float, re.findall(r"-?[\d.]+", whisker.get("d", ""))[:3])
+        (at, middle), _ = points(picture, 0)
+        assert x == at
+        assert low - middle == pytest.approx((middle - high) / 2, abs=0.2), "1 is as far below 2 as 3 is above it"
+
     def test_no_values_no_lines(self) -> None:
         picture = line_chart(LineChart("x", ["1"], [Series("a", [None])], "depth"))
         assert not parts(picture, "path", "l s0")

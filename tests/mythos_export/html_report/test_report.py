@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mythos_export.bundle import Bundle, file_entry
+from mythos_export.html_report.blocks import Table, table
 from mythos_export.html_report.measurements import Accuracy, Latency
 from mythos_export.html_report.page import render
 from mythos_export.html_report.parity_file import Parity
@@ -276,6 +277,92 @@ def test_a_large_model_of_several_graphs_takes_less_than_a_megabyte(proven_int8:
     check_headings(Page(page))
     assert "fell otherwise than in PyTorch: 420 or more;" in page, "20 of each of 21 cases are listed, at most"
     assert "0.onnx (a loop of any depth)" in page
+
+
+def test_of_many_loop_counts_the_deepest_is_there_and_what_is_not_is_said(proven_int8: Path) -> None:
+    """16 loop counts, the last of 64 loops; 6 graphs; a recipe of 64 depths."""
+    subject = read_subject(Bundle.open(proven_int8), None, None)
+    assert subject.parity is not None and subject.recipe is not None
+    loops = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64]
+    graph = subject.parity.graphs[0]
+    (prefill,) = [case for case in graph.cases if case.kind == "prefill"][:1]
+    depth = prefill.trajectory[-1].model_dump()
+
+    def trajectory(count: int) -> list[dict[str, Any]]:
+        return [depth | {"depth": each, "hidden_error": each * 1e-9} for each in range(1, count + 1)]
+
+    cases = [
+        prefill.model_dump() | {"loops": [each], "halting_depths": [each] * each, "trajectory": trajectory(each)}
+        for each in loops
+    ]
+    loss = subject.parity.loss[0].model_dump()
+    values = subject.parity.model_dump() | {
+        "graphs": [graph.model_dump() | {"file": f"{each}.onnx", "cases": cases} for each in range(6)],
+        "loss": [loss | {"loops": each, "depths": trajectory(each)} for each in loops],
+    }
+    recipe = subject.recipe.model_dump() | {"depths": 64}
+    for name, activation in recipe["activations"].items():
+        if name.startswith("recurrent."):
+            limits = [1.0 + each / 7 for each in range(64)]
+            activation |= {"limit": limits, "high": limits, "low": [-each for each in limits]}
+    deep = subject.recipe.model_validate(recipe)
+    page = Page(render(Subject(subject.manifest, subject.inspection, Parity.model_validate(values), deep, None, None)))
+    assert "Drawn are 4 of 6 graphs: 0.onnx, 2.onnx, 3.onnx and 5.onnx." in page.text
+    assert "Drawn are 10 of 16 loop counts: 1, 3, 4," in page.text and "48 and 64." not in page.text.split("Graph")[0]
+    assert page.text.count("64 loops") >= 4 * 3 + 2, "every table of loop counts ends with the deepest"
+    assert {"6.4e\N{MINUS SIGN}8", "10"} <= set(page.words)
+    assert "depth 1" not in page.words, "depths are rows"
+    assert ("2 of 64 rows left out" in page.text) is False
+    looped = [name for name in deep.activations if name.startswith("recurrent.")]
+    assert f"Drawn are the 6 of {len(looped)} activations that drift most." in page.text
+
+
+def test_of_many_columns_the_first_and_the_last_are_there_and_the_others_are_counted() -> None:
+    rows = [[str(row), *(f"{row}/{column}" for column in range(1, 100))] for row in range(2)]
+    page = Page(table("wide", Table(["row", *(f"column {each}" for each in range(1, 100))], rows)))
+    heads = [word for word in page.words if word.startswith("column ")]
+    assert (heads[0], heads[-1], len(heads)) == ("column 1", "column 99", 39)
+    assert [word for word in page.words if word.startswith("1/")][-1] == "1/99"
+    assert "wide (60 of 100 columns left out)" in page.text
+    caption = next(attributes for tag, attributes in page.elements if tag == "caption")
+    assert caption == {"class": "seen"}, "for everyone, not only for who hears the page"
+
+
+def test_accuracy_at_many_loop_counts_ends_with_the_deepest(proven_int8: Path, accuracy: dict[str, Any]) -> None:
+    loops = list(range(1, 17))
+    scores = [{"hops": 1, "loops": each, "correct": each, "total": 40, "low": 0.0, "high": 1.0} for each in loops]
+    found = Accuracy.model_validate(accuracy | {"loops": loops, "scores": scores, "reference": []})
+    page = Page(render(read_subject(Bundle.open(proven_int8), found, None)))
+    assert "40.0 [0.0, 100.0]" in page.words and "16 loops" in page.words, "16 of 40"
+    assert re.search(r"Drawn are 10 of 16 loop counts: 1, [0-9, ]+ and 16\.", page.text)
+
+
+class TestLatency:
+    def page(self, proven_int8: Path, settings: int) -> Page:
+        interval = {"low_ms": 1.0, "high_ms": 4.0}
+        measurements = [
+            {"runtime": f"runtime {each}", "loops": loops, "past": 128, "ms_per_token": 2.0, **interval}
+            for each in range(settings)
+            for loops in (4, 8)
+        ]
+        values = {"precision": "int8", "machine": "a test", "measured": "2026-11-22", "measurements": measurements}
+        return Page(render(read_subject(Bundle.open(proven_int8), None, Latency.model_validate(values))))
+
+    def test_no_two_lines_of_a_figure_look_alike(self, proven_int8: Path) -> None:
+        page = self.page(proven_int8, 14)
+        titles = [word for word in page.words if re.fullmatch(r"Latency against loops, \d of 3", word)]
+        assert len(set(titles)) == 3
+        names = [each["aria-label"] or "" for tag, each in page.elements if tag == "svg"]
+        assert len([name for name in names if name.startswith("Milliseconds")]) == 3
+        lines = [each["class"] for tag, each in page.elements if tag == "path" and each.get("class") == "w s5"]
+        assert len(lines) == 2 * 2, "a sixth line in two of them, with a whisker at each of two loop counts"
+        assert "Whiskers are 95 % intervals." in page.text
+        assert "runtime 13" in page.words and "left out here" not in page.text
+
+    def test_what_is_not_drawn_is_said(self, proven_int8: Path) -> None:
+        page = self.page(proven_int8, 30)
+        assert "6 settings of 30 left out here, from the end; latency.json has all." in page.text
+        assert "runtime 23" in page.words and "runtime 24" not in page.words
 
 
 def test_colours_can_be_read() -> None:

@@ -67,7 +67,7 @@ class TestContents:
         assert [stage.stage for stage in found.stages] == ["embedding", "prelude", "loop", "coda", "head"]
         total = sum(math.prod(shape) for shape in parameter_shapes(mla_config).values())
         assert sum(stage.parameters or 0 for stage in found.stages) == found.parameters == total
-        assert found.weight_bytes == bundle.manifest.files[DATA_FILE].size == 4 * total
+        assert found.weight_bytes == found.file_bytes == bundle.manifest.files[DATA_FILE].size == 4 * total
 
     def test_groups(self, tiny_bundle: Path) -> None:
         found = groups(inspect(Bundle.open(tiny_bundle)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mythos_export.planning.devices import (
 )
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, plan
+from mythos_export.planning.remedies import remedies
 from reference_model.config import SCALES, MythosConfig
 
 BOX = Device(
@@ -59,10 +61,26 @@ class TestFits:
         assert plan(stored, Question(10, 4, 1, 8, just)).fits is True
         assert plan(stored, Question(10, 4, 1, 8, short)).fits is False
 
-    def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig) -> None:
-        memory = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8, BOX)).memory
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig, precision: str) -> None:
+        memory = plan(stored_from_config("tiny", mla_config, "portable", precision), Question(10, 4, 1, 8, BOX)).memory
         assert memory.reserved == 100_000
-        assert memory.total == memory.weights + memory.cache + memory.activations + memory.reserved
+        held = memory.weights_held + memory.packing
+        assert (held == memory.weights) is (precision == "fp32")
+        assert memory.total == held + memory.cache + memory.activations + memory.reserved
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+    def test_what_is_held_decides_and_not_what_is_stored(self, mla_config: MythosConfig, precision: str) -> None:
+        small, plain = (stored_from_config("tiny", mla_config, "portable", each) for each in (precision, "fp32"))
+        device = BOX.model_copy(update={"memory_bytes": plan(plain, Question(10, 4, 1, 8, BOX)).memory.total})
+        found = plan(small, Question(10, 4, 1, 8, device))
+        assert found.memory.weights < found.memory.weights_held
+        assert (found.fits, found.largest_context, found.largest_loops, found.kernels) == (False, 0, 0, False)
+        assert found.decode.weight_bytes == pytest.approx(
+            plan(plain, Question(10, 4, 1, 8)).decode.weight_bytes, rel=0.02
+        )
+        offered = remedies(small, Question(10, 4, 1, 8, device))
+        assert [each for each in offered if each.startswith("--precision")] == ["--precision fp32", "--precision int8"]
 
     def test_without_a_device_there_are_sizes_only(self, mla_config: MythosConfig) -> None:
         found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8))
@@ -111,7 +129,8 @@ class TestDevices:
     def test_each_says_where_its_figures_come_from(self) -> None:
         for name, device in known_devices().items():
             assert device.sources, name
-            assert all(source.startswith("https://") for source in device.sources), name
+            for source in device.sources:
+                assert re.fullmatch(r"https://\S+ \(.+\)", source), f"{name}: which document, and where in it"
             assert device.bandwidth is not None and device.reserved_bytes > 0, name
             assert (device.compute_capability is None) == (device.kind == "cpu"), name
 
@@ -122,7 +141,11 @@ class TestDevices:
         for device in orins:
             rates = device.rates
             assert rates.int8 is not None and rates.fp32 is not None
-            assert rates.int8 / rates.fp32 == pytest.approx(16, rel=0.03), device.label
+            assert (rates.int8, rates.fp16, rates.bf16, rates.tf32) == tuple(
+                times * rates.fp32 for times in (16, 8, 8, 4)
+            ), device.label
+            clock = re.search(r"fp32 is 2 x cores x maximum clock: (\d+) x (\d+) MHz", device.note)
+            assert clock is not None and rates.fp32 == 2e6 * int(clock[1]) * int(clock[2]), device.label
 
     def test_limits_are_those_of_build(self) -> None:
         assert build._LEAST_SM == LEAST_CAPABILITY
@@ -138,6 +161,10 @@ class TestDevices:
             ("raspberry-pi-5-8gb", "onnxruntime", "int4", True),
             ("raspberry-pi-5-8gb", "onnxruntime", "int8", True),
             ("raspberry-pi-5-8gb", "portable", "int4", False),
+            ("raspberry-pi-5-8gb", "portable", "bf16", False),
+            ("raspberry-pi-5-8gb", "portable", "fp16", False),
+            ("rtx-4060", "portable", "fp16", True),
+            ("rtx-4060", "portable", "bf16", False),
             ("raspberry-pi-5-8gb", "tensorrt", "fp32", False),
         ],
     )
@@ -145,9 +172,13 @@ class TestDevices:
         assert kernels(find_device(device), target, precision) is able
 
     def test_fp32_on_a_gpu_may_be_tf32(self) -> None:
-        orin, thor = find_device("jetson-agx-orin-64gb"), find_device("jetson-thor-t5000")
+        orin = find_device("jetson-agx-orin-64gb")
         assert rate_of(orin, "fp32") == orin.rates.tf32
-        assert rate_of(thor, "fp32") is None
+
+    def test_every_gpu_has_a_time_for_fp32(self) -> None:
+        """Every model computes something in fp32."""
+        for name, device in known_devices().items():
+            assert device.kind == "cpu" or rate_of(device, "fp32") is not None, name
 
     @pytest.mark.parametrize(("capability", "rate"), [("7.5", 8e12), ("8.0", None)])
     def test_a_gpu_older_than_tf32_has_its_fp32_rate(self, capability: str, rate: float | None) -> None:
@@ -199,6 +230,10 @@ class TestOwnDevice:
     def test_a_bad_field_is_named(self, tmp_path: Path, change: dict[str, Any], words: str) -> None:
         with pytest.raises(DeviceError, match=words):
             find_device(write(tmp_path / "mine.json", GOOD | change))
+
+    def test_what_is_no_json_has_no_field(self, tmp_path: Path) -> None:
+        with pytest.raises(DeviceError, match=r"mine\.json: Invalid JSON"):
+            find_device(write(tmp_path / "mine.json", "{"))
 
     @pytest.mark.parametrize("content", ["", "[]", "{", "nonsense", "[" * 10_000, " " * (1 << 17)])
     def test_what_is_no_device_is_refused(self, tmp_path: Path, content: str) -> None:

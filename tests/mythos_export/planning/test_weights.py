@@ -14,13 +14,14 @@ from mythos_export.bundle import Bundle
 from mythos_export.graph_parts import sizes
 from mythos_export.graphs import build_graphs
 from mythos_export.inspection.contents import read_contents
+from mythos_export.inspection.onnx_file import read_onnx
 from mythos_export.linears import kept_layers, layer_names
 from mythos_export.loops import LoopsOption
 from mythos_export.pipeline import ExportRequest
 from mythos_export.plan import plan_export
 from mythos_export.planning.cache import cache_size
 from mythos_export.planning.models import rows_of, stored_from_config
-from mythos_export.planning.tensors import BITS, total_bytes
+from mythos_export.planning.tensors import BITS, StoredTensor, file_bytes, is_large, total_bytes
 from mythos_export.planning.weights import DTYPES, stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
@@ -110,26 +111,45 @@ class TestAgainstGraphs:
 
 
 class TestAgainstFiles:
-    @pytest.mark.parametrize(
-        ("target", "precision"),
-        [
-            ("portable", "fp32"),
-            ("portable", "bf16"),
-            ("portable", "int8"),
-            ("onnxruntime", "int8"),
-            ("onnxruntime", "int4"),
-            ("tensorrt", "fp8"),
-        ],
-    )
+    @pytest.mark.parametrize(("target", "precision"), EVERYTHING)
     def test_a_written_bundle_holds_just_these_bytes(
         self, make_bundle: MakeBundle, config: MythosConfig, target: str, precision: str
     ) -> None:
         bundle = make_bundle(config, target=target, precision=precision, loops="2,3")
         written = {tensor.name: tensor for tensor in read_contents(bundle).tensors}
-        planned = {tensor.name: tensor for tensor in stored_tensors(config, target, precision)}
-        assert written == planned
+        planned = stored_tensors(config, target, precision)
+        assert written == {tensor.name: tensor for tensor in planned}
         # nothing here is so large that it would be laid at the start of a page
-        assert bundle.manifest.files[DATA_FILE].size == total_bytes(planned.values())
+        assert bundle.manifest.files[DATA_FILE].size == file_bytes(planned) == total_bytes(planned)
+
+    @pytest.mark.parametrize(("target", "precision"), EVERYTHING)
+    def test_what_is_left_empty_between_large_tensors_is_counted(
+        self, make_bundle: MakeBundle, mla_config: MythosConfig, target: str, precision: str
+    ) -> None:
+        """Tensors on both sides of a MiB, none a whole number of pages, with vectors and scales between them."""
+        large = replace(mla_config, vocab_size=9001, dim=320, expert_dim=1056, n_experts=2)
+        bundle, planned = (
+            make_bundle(large, target=target, precision=precision),
+            stored_tensors(large, target, precision),
+        )
+        assert {is_large(tensor) for tensor in planned} == {True, False}
+        assert bundle.manifest.files[DATA_FILE].size == file_bytes(planned) > total_bytes(planned)
+        bundle.path.joinpath(DATA_FILE).unlink()  # pytest would keep hundreds of megabytes
+
+    def test_the_file_is_in_the_order_of_the_plan(self, make_bundle: MakeBundle, config: MythosConfig) -> None:
+        bundle = make_bundle(config, target="onnxruntime", precision="int4")
+        external = [each for each in read_onnx(bundle.file("model.onnx").read_bytes()).initializers if each.external]
+        at = {each.name: int((each.external or {}).get("offset", "0")) for each in external}
+        assert sorted(at, key=lambda name: at[name]) == [
+            tensor.name for tensor in stored_tensors(config, "onnxruntime", "int4")
+        ]
+
+    @pytest.mark.parametrize(
+        ("sizes", "end"),
+        [((5, 7), 12), ((5, 1 << 20, 7), (1 << 20) + 12), ((5, (1 << 20) + 1, 7), 4096 + (1 << 20) + 8), ((), 0)],
+    )
+    def test_only_what_is_large_begins_at_a_page(self, sizes: tuple[int, ...], end: int) -> None:
+        assert file_bytes(StoredTensor(str(size), (size,), "int8") for size in sizes) == end
 
     def test_a_kept_layer_is_counted_in_float(self, make_bundle: MakeBundle, mla_config: MythosConfig) -> None:
         bundle = make_bundle(mla_config, precision="int8", quantize=QuantizeOptions(keep=("coda.1.*",)))
@@ -149,19 +169,20 @@ class TestAgainstFiles:
         )
         found = plan_export(request, Reporter(quiet=True))
         shapes = of_graph(mla_config, "portable", "int8", ("head",))
+        assert found.file_bytes == found.weight_bytes
         assert found.weight_bytes == sum(-(-math.prod(shape) * BITS[dtype] // 8) for shape, dtype in shapes.values())
         assert not request.output.exists()
 
 
 class TestCache:
-    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8", "int4"])
     def test_it_is_what_the_engine_allocates(self, config: MythosConfig, precision: str) -> None:
         parts = cache_parts(config, precision)
         allocated = KVCache(parts, loops=5, batch=3, capacity=17)
         held = sum(buffer.nbytes for buffer in allocated.past.values()) + allocated.mask.nbytes
         assert cache_size(parts).total(loops=5, batch=3, context=17) == held
 
-    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8", "int4"])
     def test_rows_are_those_of_the_signature(self, config: MythosConfig, precision: str) -> None:
         assert rows_of(config, precision) == cache_parts(config, precision)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import model_of, stored_from_config
 from mythos_export.planning.plan import Question, plan
 from mythos_export.planning.tensors import total_bytes
@@ -16,7 +17,7 @@ STEP = Call(batch=1, seq=1, past=0, loops=1)
 
 
 def model(config: MythosConfig, target: str = "portable", precision: str = "fp32", cache: int = 0) -> Model:
-    return model_of(stored_from_config("any", config, target, precision), last_level_cache=cache)
+    return replace(model_of(stored_from_config("any", config, target, precision)), last_level_cache=cache)
 
 
 def reads(found: Model, **sizes: int) -> float:
@@ -42,6 +43,13 @@ class TestWeights:
         dense = model(mla_config, "tensorrt")
         assert dense.dense
         assert reads(dense, loops=2) - reads(dense, loops=1) == sparse + (6 - 2) * experts
+
+    def test_every_expert_where_its_weights_are_converted_at_every_loop(self, mla_config: MythosConfig) -> None:
+        stored, experts = stored_from_config("any", mla_config, "portable", "fp16"), 3 * 64 * 32 * 2
+        sparse, converted = model_of(stored), model_of(stored, find_device("raspberry-pi-5-8gb"))
+        converted = replace(converted, last_level_cache=0)
+        loops = [reads(each, loops=2) - reads(each, loops=1) for each in (sparse, converted)]
+        assert loops[1] - loops[0] == (6 - 2) * experts
 
     def test_more_tokens_need_more_experts_and_in_the_end_all(self, mla_config: MythosConfig) -> None:
         found, experts = model(mla_config), 3 * 64 * 32 * 4
@@ -114,7 +122,8 @@ class TestProducts:
 
     def test_without_kernels_it_is_float(self, mla_config: MythosConfig) -> None:
         stored = stored_from_config("any", mla_config, "portable", "int8")
-        fast, slow = (work_of(model_of(stored, kernels=able), STEP) for able in (True, False))
+        cpu, gpu = find_device("cpu-ddr5-5600"), find_device("h200-sxm")
+        fast, slow = (work_of(replace(model_of(stored, each), last_level_cache=0), STEP) for each in (cpu, gpu))
         assert slow.products == {"fp32": pytest.approx(sum(fast.products.values()))}
         assert slow.weights == fast.weights
 
