@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.engine import Engine
 from engines.errors import EngineError, one_line
 from engines.serving.batch_cache import Held
+from engines.serving.copies import row_copies
 from engines.serving.decoder import Decoder
 from engines.serving.footprint import Footprint
 from engines.serving.limits import ServingLimits
@@ -58,7 +59,7 @@ class Scheduler:
         self._engine, self._limits, self._memory = engine, limits, limits.memory
         own = max(engine.manifest.limits.max_loop_iters * _LOOPS_FACTOR, engine.default_loops)
         self._max_loops = own if limits.max_loops is None else limits.max_loops
-        self._footprint = Footprint(engine.manifest.cache)
+        self._footprint = Footprint(engine.manifest.cache, row_copies(engine.manifest))
         # Whoever drives owns the decoder and the turns; what submit and stats see changes under the lock.
         self._decoder = Decoder(engine)
         self._turns: deque[Prefill] = deque()
@@ -226,7 +227,8 @@ class Scheduler:
 
     def _prefill(self) -> dict[Ticket, Held]:
         """One call for whoever's turn it is; those whose prompt has been read, and where."""
-        turn = next_prefill(self._turns, self._limits.prefill_chunk)
+        together = self._limits.prefill_chunk if row_copies(self._engine.manifest) == 1 else 0
+        turn = next_prefill(self._turns, together)
         if not turn.started:
             self._settle()
         try:
