@@ -294,6 +294,9 @@ def triton(
     storage_uri: Annotated[
         Optional[str], typer.Option(help="For KServe: where the repository will lie, such as s3://bucket/models.")
     ] = None,
+    image: Annotated[
+        Optional[str], typer.Option(help="For KServe: of the container, Triton with what the models need.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace models of this name that are there.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -314,6 +317,7 @@ def triton(
         threads=threads,
         kserve=kserve,
         storage_uri=storage_uri,
+        image=image,
         force=force,
         json=json,
     )

@@ -69,6 +69,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._admitted: list[Ticket] = []
         self._running: list[Ticket] = []  # those of the admitted that decode
+        self._capacity = limits.max_batch
         self._stats = Stats(*[0] * len(Stats._fields))
         self._thread: threading.Thread | None = None
         self._closed = self.broken = False
@@ -153,6 +154,15 @@ class Scheduler:
                 waiting=len(self._waiting),
             )
 
+    @property
+    def load(self) -> int:
+        """Requests under way and waiting, in percent of those that fit; above 100 some are held up.
+
+        How many fit is `max_batch`, or where the memory for caches is full sooner, as many as are there then.
+        """
+        with self._changed:
+            return 100 * (len(self._admitted) + len(self._waiting)) // self._capacity
+
     def _checked(self, request: Request, listener: Listener) -> Ticket:
         ticket = Ticket(self._engine, request, listener)
         if ticket.loops > self._max_loops:
@@ -214,6 +224,7 @@ class Scheduler:
                 self._admitted.append(ticket)
                 self._turns.append(Prefill(ticket))
                 admitted += 1
+            self._capacity = len(self._admitted) if self._waiting else self._limits.max_batch
         return admitted > 0
 
     def _fits(self, ticket: Ticket) -> bool:

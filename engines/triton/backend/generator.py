@@ -77,7 +77,7 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _look_around(self) -> None:
-        self._metrics.show(self._scheduler.stats)
+        self._metrics.show(self._scheduler.stats, self._scheduler.load)
         if self._scheduler.broken:
             self._outbox.close()
             os._exit(_BROKEN)  # a model that only refuses would stay ready; a process that has ended is replaced

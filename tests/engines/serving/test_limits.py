@@ -92,6 +92,20 @@ def test_the_queue_is_bounded(toy_engine: Engine, recorder: Any) -> None:
     assert [each.end for each in heard] == ["length"] * 4
 
 
+def test_load_is_of_what_fits(toy_engine: Engine, recorder: Any) -> None:
+    """By `max_batch` or by memory, whichever is full first; so a target of less than 100 can be reached."""
+    room = Footprint(toy_engine.manifest.cache).worst(2, 12, 6)
+    scheduler = Scheduler(toy_engine, ServingLimits(max_batch=16, cache_bytes=room))
+    assert scheduler.load == 0
+    for expected in (6, 12, 150, 200):
+        scheduler.submit(Request([1] * 3, 6, 10), recorder())
+        scheduler.step()
+        assert scheduler.load == expected, "of 16 at first; of two once the third has found no room"
+    while scheduler.step():
+        pass
+    assert scheduler.load == 0
+
+
 class TestMemory:
     """At 4 bytes for the prelude and for each loop, 8 for the mask."""
 

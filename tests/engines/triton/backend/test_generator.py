@@ -301,9 +301,12 @@ def test_metrics_count(harness: Harness) -> None:
     for count in (3, 4):
         harness.answer(input_ids=[1, 2], max_tokens=[count])
     stats = harness.model._scheduler.stats
-    harness.model._metrics.show(stats)
+    harness.model._metrics.show(stats, 130)
     shown = {name: metric.value for name, metric in harness.model._metrics._metrics.items()}
     assert shown["tokens"] == 7 and shown["prompt_tokens"] == 4 and shown["running"] == 0
+    assert shown["load"] == 130
+    harness.model._metrics.show(stats, 0)
+    assert harness.model._metrics._metrics["load"].value == 0
 
 
 @pytest.mark.parametrize(
