@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -164,6 +165,8 @@ class Scheduler:
             return 100 * (len(self._admitted) + len(self._waiting)) // self._capacity
 
     def _checked(self, request: Request, listener: Listener) -> Ticket:
+        if request.loops is None:
+            request = replace(request, loops=min(self._engine.default_loops, self._max_loops))
         ticket = Ticket(self._engine, request, listener)
         if ticket.loops > self._max_loops:
             raise EngineError(f"loops is {ticket.loops}; this scheduler takes at most {self._max_loops}")
@@ -297,12 +300,16 @@ class Scheduler:
         self._let_go(ticket, outcome)
         try:
             ticket.finish(reason)
-        except EngineError:  # it has had its last call: there is nobody to tell
+        except EngineError as error:
             self._count(**{outcome: -1, "failed": 1})
+            self._tell(ticket, str(error))
 
     def _fail(self, ticket: Ticket, message: str) -> None:
         self._let_go(ticket, "failed")
-        with suppress(EngineError):  # as above
+        self._tell(ticket, message)
+
+    def _tell(self, ticket: Ticket, message: str) -> None:
+        with suppress(EngineError):  # who fails to hear of a failure has had its last call
             ticket.fail(message)
 
     def _fail_running(self, message: str) -> None:

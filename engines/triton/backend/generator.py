@@ -25,6 +25,7 @@ from engines.triton.backend.metrics import Metrics
 from engines.triton.backend.options import Options, read_options
 from engines.triton.backend.replies import Cancellations, Client, Outbox
 from engines.triton.backend.reply import Reply
+from engines.triton.backend.wording import as_sent
 from engines.triton.contract import GENERATOR_INPUTS
 from engines.triton.settings import read_settings
 
@@ -64,7 +65,7 @@ class TritonPythonModel:
             except QueueFull as error:
                 _refuse(client, str(error), pb_utils.TritonError.UNAVAILABLE)
             except EngineError as error:
-                _refuse(client, str(error), pb_utils.TritonError.INVALID_ARG)
+                _refuse(client, as_sent(str(error)), pb_utils.TritonError.INVALID_ARG)
             except Exception as error:  # noqa: BLE001  (ours; left to Triton, it answers behind the back of `client`)
                 traceback.print_exc()
                 _refuse(client, f"this server has a defect: {one_line(error)}", pb_utils.TritonError.INTERNAL)

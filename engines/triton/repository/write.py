@@ -22,7 +22,7 @@ from engines.triton.repository.folders import write_generator, write_tensors
 from engines.triton.repository.record import RECORD, Backend, Device, Entry, Record, read_record
 from engines.triton.repository.texts import readme
 from mythos_export import __version__
-from mythos_export.bundle import Bundle, Progress
+from mythos_export.bundle import Bundle, Manifest, Progress
 
 __all__ = ["Repository", "check_repository", "write_repository"]
 
@@ -135,6 +135,10 @@ def _request(bundle: Bundle, destination: Path, backend: str, device: str, name:
         raise EngineError("TensorRT runs on GPUs; pass --device gpu")
     if backend == "python" and device != "cpu":
         raise EngineError("the Python backend runs the graph on the CPU; use --backend onnxruntime for a GPU")
+    if backend == "onnxruntime" and _has_bfloat16(bundle.manifest):
+        raise EngineError(
+            "Triton's ONNX Runtime backend takes no bf16 tensors, as this bundle's are; use --backend python"
+        )
     given = bundle.manifest.name if name is None else name
     if not _NAME.fullmatch(given):
         raise EngineError(
@@ -145,6 +149,11 @@ def _request(bundle: Bundle, destination: Path, backend: str, device: str, name:
     if where.is_relative_to(bundle.path.resolve()):
         raise EngineError(f"{destination}: lies inside the bundle; choose another --repository")
     return _Request(bundle, where, backend, device, given, given + _SUFFIX)  # type: ignore[arg-type]
+
+
+def _has_bfloat16(manifest: Manifest) -> bool:
+    """Does a tensor go in or out for which that backend has no type (src/onnxruntime_utils.cc)?"""
+    return any(spec.dtype == "bfloat16" for spec in (*manifest.inputs, *manifest.outputs))
 
 
 def _resolved(path: Path) -> Path:

@@ -71,8 +71,16 @@ def test_a_depth_no_graph_has_is_refused_at_once(toy_engine_of: Callable[..., En
 def test_the_deepest_is_a_setting(toy_engine: Engine, recorder: Any) -> None:
     scheduler = Scheduler(toy_engine, ServingLimits(max_loops=3))
     scheduler.submit(Request([1], loops=3), recorder())
-    with pytest.raises(EngineError, match="loops is 6; this scheduler takes at most 3"):
-        scheduler.submit(Request([1]), recorder())  # the model's own depth
+    with pytest.raises(EngineError, match="loops is 4; this scheduler takes at most 3"):
+        scheduler.submit(Request([1], loops=4), recorder())
+
+
+@pytest.mark.parametrize(("deepest", "depth"), [(3, 3), (6, 6), (20, 6)])
+def test_no_depth_is_the_models_own_or_the_deepest(
+    toy_engine: Engine, serve: Serve, alone: Any, deepest: int, depth: int
+) -> None:
+    (heard,) = serve(toy_engine, [Request([1, 2], max_new_tokens=9)], max_loops=deepest)
+    assert heard.tokens == alone(toy_engine, Request([1, 2], depth, 9))
 
 
 def test_the_queue_is_bounded(toy_engine: Engine, recorder: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 import threading
@@ -179,11 +180,12 @@ def test_many_at_once(harness: Harness) -> None:
         ({}, {"text_input": [b""]}, "the prompt is empty"),
         ({}, {"input_ids": [1] * 65}, "65 tokens, more than max_seq_len 64"),
         ({}, {"text_input": [b"w1 " * 5000]}, "text_input of 15000 characters cannot fit"),
-        ({}, {"input_ids": [1], "max_tokens": [64]}, "exceed max_seq_len 64; ask for at most 63"),
-        ({}, {"input_ids": [1], "max_tokens": [0]}, "max_new_tokens is 0"),
-        ({}, {"input_ids": [1], "n_loops": [0]}, "loops is 0"),
-        ({}, {"input_ids": [1], "n_loops": [10**9]}, "loops is 1000000000"),
-        ({}, {"input_ids": [1], "end_id": [99]}, "99"),
+        ({}, {"input_ids": [1], "max_tokens": [64]}, "1 tokens and max_tokens 64 exceed max_seq_len 64; ask for"),
+        ({}, {"input_ids": [1], "max_tokens": [0]}, "max_tokens is 0"),
+        ({}, {"input_ids": [1], "n_loops": [0]}, "n_loops is 0"),
+        ({}, {"input_ids": [1], "n_loops": [10**9]}, "n_loops is 1000000000"),
+        ({}, {"input_ids": [1], "n_loops": [25]}, "n_loops is 25; this scheduler takes at most 24"),
+        ({}, {"input_ids": [1], "end_id": [99]}, "end_id is 99, which is not a token id"),
         ({"n_lops": 3}, {"input_ids": [1]}, "parameter 'n_lops' is unknown"),
         ({}, {}, "give either text_input or input_ids"),
     ],
@@ -193,12 +195,63 @@ def test_a_bad_request_is_refused_and_the_next_one_served(
 ) -> None:
     text, code = refusal(harness.answer(parameters, **tensors))
     assert message in text and code == "invalid"
+    assert not re.search(r"(?<!n_)loops is|max_new_tokens|^stop\b", text), "not what its sender calls it"
     assert len(ids_of(harness.answer(input_ids=[1], max_tokens=[2]))) == 2
 
 
 def test_millions_of_ids_are_refused_before_each_becomes_an_object(harness: Harness) -> None:
     ids = np.broadcast_to(np.int64(1), 2**40)  # 8 TiB, were it written out
     assert refusal(harness.answer(input_ids=ids))[0] == f"the prompt has {2**40} tokens, more than max_seq_len 64"
+
+
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_millions_of_words_are_refused_before_each_becomes_an_object(harness: Harness, name: str) -> None:
+    words = np.broadcast_to(np.array(b"x", np.object_), 2**40)
+    text, code = refusal(harness.answer(input_ids=[1], **{name: words}))
+    assert (text, code) == (f"{2**40} {name}; give at most 64", "invalid")
+
+
+def test_millions_of_what_should_be_one(harness: Harness) -> None:
+    text, _ = refusal(harness.answer(input_ids=[1], n_loops=np.broadcast_to(np.int64(1), 2**40)))
+    assert text == f"n_loops has {2**40} values; give one"
+
+
+def test_an_end_that_cannot_be_made_is_an_error(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the client waits for ever."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a wheel came off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["engines.triton.backend.reply"].Reply, "_respond", broken)
+        message, code = refusal(harness.answer(input_ids=[1], max_tokens=[2]))
+    assert message == "the request's listener failed: a wheel came off" and code == fake_triton.TritonError.INTERNAL
+    assert message in capsys.readouterr().err
+    stats = harness.model._scheduler.stats
+    assert (stats.finished, stats.failed) == (0, 1)
+    assert harness.model._cancellations._watched == {}
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
+
+
+def test_an_end_that_cannot_be_sent_is_followed_by_a_bare_error(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send = fake_triton.Sender.send
+
+    def no_room(self: Any, response: fake_triton.Response, flags: int = 0) -> None:
+        if flags and response.error is None:
+            raise fake_triton.ModelException("no shared memory")
+        send(self, response, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_triton.Sender, "send", no_room)
+        *tokens, end = harness.answer(input_ids=[1], max_tokens=[3], stream=[True])
+    assert ids_of(tokens) == list(harness.engine.generate([1], max_new_tokens=3))
+    assert end.error is not None and end.error.message == "the end of this answer could not be sent"
+    assert "error: a response could not be sent: no shared memory" in capsys.readouterr().err
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
 
 
 def test_a_parameter_whose_name_is_no_text(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

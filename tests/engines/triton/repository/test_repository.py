@@ -312,6 +312,16 @@ def test_what_cannot_be_asked_for(toy: MakeToy, tmp_path: Path, options: dict[st
     assert not (tmp_path / "repo").exists()
 
 
+def test_bf16_is_for_the_python_backend(toy: MakeToy, tmp_path: Path) -> None:
+    bundle = toy(dtype="bfloat16")
+    for write in (check_repository, write_repository):
+        with pytest.raises(EngineError, match=r"^Triton's ONNX Runtime backend takes no bf16 .* --backend python$"):
+            write(bundle, tmp_path / "repo", backend="onnxruntime")
+    assert not (tmp_path / "repo").exists()
+    repository = write_repository(bundle, tmp_path / "repo", backend="python", name="m").path
+    assert "TYPE_BF16" in (repository / "m-tensors" / "config.pbtxt").read_text()
+
+
 def test_weights_under_the_graphs_name_do_not_overwrite_it(tiny_bundle: Path, tmp_path: Path) -> None:
     """A hostile graph may call its weights what it likes; what is linked here is the bundle itself."""
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
