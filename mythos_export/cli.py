@@ -284,6 +284,9 @@ def triton(
         Optional[str], typer.Option(help="Of the tensor-level model: cpu, or gpu (as for tensorrt always).")
     ] = None,
     name: Annotated[Optional[str], typer.Option(help="Of the generator; the bundle's own by default.")] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="The tensor-level model too: the weights twice in memory.")
+    ] = True,
     max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
     max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
     max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
@@ -309,6 +312,7 @@ def triton(
         backend=backend,
         device=device,
         name=name,
+        tensors=tensors,
         max_batch=max_batch,
         max_queue=max_queue,
         max_loops=max_loops,
@@ -333,6 +337,9 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8002,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="The tensor-level model too: the weights twice in memory.")
+    ] = True,
     max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
     max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
     max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
@@ -351,6 +358,7 @@ def serve(
         host=host,
         ports=Ports(http_port, grpc_port, metrics_port),
         log_verbose=log_verbose,
+        tensors=tensors,
         max_batch=max_batch,
         max_queue=max_queue,
         max_loops=max_loops,

@@ -22,6 +22,7 @@ def run(
     backend: str,
     device: str | None,
     name: str | None,
+    tensors: bool,
     kserve: Path | None,
     storage_uri: str | None,
     image: str | None,
@@ -29,7 +30,7 @@ def run(
     json: bool,
     **settings: int | None,
 ) -> None:
-    """Write the two models of a bundle, and on request the KServe service over the repository."""
+    """Write the models of a bundle, and on request the KServe service over the repository."""
     service = _service_options(kserve, storage_uri, image, settings["cache_bytes"], force=force)
     report = Reporter(quiet=json)
     bundle = Bundle.open(path, check_hashes=False)
@@ -37,7 +38,9 @@ def run(
     if service:
         check_service(repository, name or bundle.manifest.name, **service)
     device = device or ("gpu" if backend == "tensorrt" else "cpu")
-    check_repository(bundle, repository, backend=backend, device=device, name=name, settings=given, force=force)
+    check_repository(
+        bundle, repository, backend=backend, device=device, name=name, tensors=tensors, settings=given, force=force
+    )
     with report.step("hash the bundle", bundle.total_bytes) as advance:
         bundle.check_hashes(advance)
     with report.step("write the repository", bundle.total_bytes) as advance:
@@ -47,6 +50,7 @@ def run(
             backend=backend,
             device=device,
             name=name,
+            tensors=tensors,
             settings=given,
             force=force,
             progress=advance,
@@ -57,7 +61,8 @@ def run(
         models = {"generator": written.generator, "tensors": written.tensors}
         print_json({"bundle": str(path), "repository": str(written.path), **models, "kserve": kserve})
         return
-    print(f"{written.path}: {written.generator} (generates), {written.tensors} (the graph, on {backend})")
+    graph = f", {written.tensors} (the graph, on {backend})" if written.tensors else ""
+    print(f"{written.path}: {written.generator} (generates){graph}")
     if kserve is not None:
         print(f"{kserve}: the KServe InferenceService over it")
     print(f"next: {written.path / 'README.md'}")

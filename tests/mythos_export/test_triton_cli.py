@@ -71,6 +71,14 @@ def test_a_second_bundle_a_same_name_and_force(bundle: Path, tmp_path: Path) -> 
     }
 
 
+def test_no_tensors(bundle: Path, tmp_path: Path) -> None:
+    ran = run(bundle, "--repository", tmp_path / "repo", "--no-tensors")
+    assert ran.returncode == 0 and f"{tmp_path / 'repo'}: tiny (generates)\n" in ran.stdout
+    assert not (tmp_path / "repo" / "tiny-tensors").exists()
+    ran = run(bundle, "--repository", tmp_path / "other", "--no-tensors", "--json")
+    assert json.loads(ran.stdout)["tensors"] is None
+
+
 def test_the_kserve_file(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
     options = (

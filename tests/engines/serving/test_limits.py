@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +17,18 @@ Serve = Callable[..., list[Any]]
 Many = Callable[..., list[Request]]
 
 
-@pytest.mark.parametrize("name", ["max_batch", "max_queue", "max_loops", "prefill_chunk", "cache_bytes"])
+@pytest.mark.parametrize("name", ["max_batch", "max_queue", "max_loops", "prefill_chunk", "cache_bytes", "sharers"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "4"])
 def test_limits_are_checked(name: str, value: Any) -> None:
     with pytest.raises(EngineError, match=f"^{name} is .* must be an integer of at least 1$"):
         ServingLimits(**{name: value})
 
 
-def test_memory_is_a_quarter_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ServingLimits(cache_bytes=5).memory == 5
-    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
-    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
-    assert ServingLimits().memory == 1024 * 1000
-    sizes["SC_PHYS_PAGES"] = -1
-    assert ServingLimits().memory == 1 << 30
-    monkeypatch.delattr(os, "sysconf")
-    assert ServingLimits().memory == 1 << 30
+def test_memory_is_a_quarter_of_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.serving.limits.available_memory", lambda: 6000)
+    assert ServingLimits(cache_bytes=5, sharers=3).memory == 5
+    assert ServingLimits().memory == 1500
+    assert ServingLimits(sharers=3).memory == 500
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import engines
+from engines.triton.repository.record import Entry, Record
 from mythos_export.bundle import Bundle
 
 WORDS = [f"w{index}" for index in range(16)]
@@ -301,6 +302,27 @@ def test_a_client_is_never_looked_after_once_it_is_answered(generator: Any) -> N
             watching.forget(client)
     watching.close()
     assert not fake_triton.CRASHES
+
+
+def test_generators_of_one_repository_share_the_memory(
+    load: Callable[..., Harness], toy: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.serving.limits.available_memory", lambda: 120_000_000)
+    assert load(toy()).model._scheduler._memory == 30_000_000
+    entry = Entry(
+        generator="a",
+        tensors=None,
+        backend="python",
+        device="cpu",
+        bundle="toy",
+        precision="fp32",
+        text=False,
+        notes=[],
+    )
+    entries = [entry, entry.model_copy(update={"generator": "b"}), entry.model_copy(update={"generator": "c"})]
+    (tmp_path / "mythos-repository.json").write_text(Record(tool="x", entries=entries).model_dump_json())
+    assert load(toy()).model._scheduler._memory == 10_000_000
+    assert load(toy(), cache_bytes="7000000").model._scheduler._memory == 7_000_000
 
 
 def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
