@@ -337,12 +337,24 @@ def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], t
 
 def test_a_client_that_goes_away_frees_its_place(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
     harness = load(toy(), max_batch="1")
-    gone = harness.send(input_ids=[1], max_tokens=[60], n_loops=[6])
+    scheduler = harness.model._scheduler
+    step, slowly = scheduler._decoder.step, threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        slowly.wait(0.02)  # two of Triton's looks at its clients pass within six tokens
+        return step(*arguments)
+
+    scheduler._decoder.step = slow
+    gone = harness.send(input_ids=[1], max_tokens=[60], n_loops=[6], stream=[True])
     gone.cancelled = True
-    assert len(ids_of(harness.answer(input_ids=[2], max_tokens=[3]))) == 3
-    responses = gone.wait()
-    assert responses[-1].error is None or responses[-1].error.code == "cancelled"
-    assert harness.model._scheduler.stats.running == harness.model._scheduler.stats.cache_bytes == 0
+    behind = harness.send(input_ids=[2], max_tokens=[3])
+    *tokens, end = gone.wait()
+    assert end.error is not None and end.error.code == "cancelled"
+    assert len(ids_of(tokens)) < 20 if tokens else True
+    assert len(ids_of(behind.wait())) == 3
+    assert (scheduler.stats.cancelled, scheduler.stats.finished) == (1, 1)
+    assert scheduler.stats.tokens < 3 + 20, "nobody went on working for it"
+    assert scheduler.stats.running == scheduler.stats.cache_bytes == 0
 
 
 def test_a_closed_connection_harms_nobody(harness: Harness) -> None:
