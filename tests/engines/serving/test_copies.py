@@ -83,7 +83,7 @@ def requests() -> list[Request]:
         Request(
             rng.integers(97, size=[5, 5, 9, 21][index % 4]).tolist(),
             loops=1 + index * 5 % 12,
-            max_new_tokens=14 + index % 3,
+            max_new_tokens=24 + index % 3,
             sampling=Sampling(0.9, seed=index) if index % 2 else Sampling(),
         )
         for index in range(16)
