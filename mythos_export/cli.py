@@ -284,6 +284,9 @@ def triton(
         Optional[str], typer.Option(help="Of the tensor-level model: cpu, or gpu (as for tensorrt always).")
     ] = None,
     name: Annotated[Optional[str], typer.Option(help="Of the generator; the bundle's own by default.")] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="The tensor-level model too: the weights twice in memory.")
+    ] = True,
     max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
     max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
     max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
@@ -293,6 +296,9 @@ def triton(
     kserve: Annotated[Optional[Path], typer.Option(help="File for a KServe InferenceService over it.")] = None,
     storage_uri: Annotated[
         Optional[str], typer.Option(help="For KServe: where the repository will lie, such as s3://bucket/models.")
+    ] = None,
+    image: Annotated[
+        Optional[str], typer.Option(help="For KServe: of the container, Triton with what the models need.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace models of this name that are there.")] = False,
     json: JsonFlag = False,
@@ -306,6 +312,7 @@ def triton(
         backend=backend,
         device=device,
         name=name,
+        tensors=tensors,
         max_batch=max_batch,
         max_queue=max_queue,
         max_loops=max_loops,
@@ -314,6 +321,7 @@ def triton(
         threads=threads,
         kserve=kserve,
         storage_uri=storage_uri,
+        image=image,
         force=force,
         json=json,
     )
@@ -329,6 +337,9 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8002,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="The tensor-level model too: the weights twice in memory.")
+    ] = True,
     max_batch: Annotated[Optional[int], typer.Option(min=1, help="Sequences that decode together.")] = None,
     max_queue: Annotated[Optional[int], typer.Option(min=1, help="Requests that wait; more are refused.")] = None,
     max_loops: Annotated[Optional[int], typer.Option(min=1, help="The deepest a request may ask for.")] = None,
@@ -347,6 +358,7 @@ def serve(
         host=host,
         ports=Ports(http_port, grpc_port, metrics_port),
         log_verbose=log_verbose,
+        tensors=tensors,
         max_batch=max_batch,
         max_queue=max_queue,
         max_loops=max_loops,

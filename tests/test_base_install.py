@@ -42,6 +42,24 @@ def test_it_generates_what_the_reference_generates(device: Path, tiny_bundle: Pa
     assert json.loads(ran.stdout)["tokens"] == wanted.tolist()
 
 
+def test_triton_loads_the_generator(device: Path, tmp_path: Path) -> None:
+    """`requirements.txt` of a repository names this environment; the server brings its own module, here a stand-in."""
+    code = f"""
+import sys
+sys.path.append({str(ROOT / "tests")!r})
+import fake_triton
+sys.modules["triton_python_backend_utils"] = fake_triton.module()
+import engines.triton.backend.generator, engines.triton.backend.tensors, engines.triton.probe
+print(engines.triton.backend.generator.__file__)
+print(sorted({{"torch", "onnx", "onnx_ir", "google", "tritonclient"}} & {{name.split(".")[0] for name in sys.modules}}))
+"""
+    ran = subprocess.run([device / "python", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    file, heavy = ran.stdout.splitlines()
+    assert Path(file).is_relative_to(device.parent), "the one that was installed"
+    assert heavy == "[]"
+
+
 def test_a_command_that_needs_more_says_what_to_install(device: Path, tmp_path: Path) -> None:
     ran = subprocess.run([device / "mythos-export", "--scale", "1b"], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 2

@@ -12,6 +12,7 @@ from engines.engine import Engine
 from engines.generation import Graph
 from engines.serving.batch_cache import BatchCache, Held, roomy
 from engines.serving.calls import Answer, call
+from engines.serving.copies import row_copies
 from engines.serving.ticket import Ticket
 
 __all__ = ["Decoder"]
@@ -21,6 +22,8 @@ class Decoder:
     """The batch that runs.
 
     A row costs a loop's work at every depth of the deepest sequence, so who has finished is not carried along.
+    Where the kernels want it (`row_copies`), the rows of a step are all sequences and then all of them again, also if
+    there is but one.
 
     Attributes:
         cache: the cache, for its counters.
@@ -28,6 +31,7 @@ class Decoder:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._copies = row_copies(engine.manifest)
         self.cache = BatchCache(engine.manifest.cache)
         self._tickets: list[Ticket] = []
         self._graph: Graph | None = None
@@ -45,12 +49,12 @@ class Decoder:
         """
         if self._tickets != list(tickets) or self.cache.full:
             self._arrange(tickets, joining)
-        self._inputs["input_ids"][:, 0] = [ticket.last for ticket in tickets]
+        self._inputs["input_ids"][:, 0] = [ticket.last for ticket in tickets] * self._copies
         self._inputs["position_ids"][:, 0] = self.cache.lengths
         assert self._graph is not None
         answer = call(self._graph, self._inputs, self.cache.outputs, self._engine.manifest.limits.vocab_size)
         self.cache.append(answer.rows)
-        return answer
+        return Answer(answer.logits[: len(tickets)], answer.halting_depth[: len(tickets)], answer.rows)
 
     def settle(self, tickets: Sequence[Ticket]) -> None:
         """Give back the memory of those that have left.
@@ -72,11 +76,11 @@ class Decoder:
         rows = {ticket: row for row, ticket in enumerate(self._tickets)}
         sequences = [joining.get(ticket) or self.cache.held(rows[ticket], ticket.loops) for ticket in tickets]
         self._inputs = {}  # it refers to the old buffers, which are freed one by one
-        depths = np.array([ticket.loops for ticket in tickets])
+        depths = np.array([ticket.loops for ticket in tickets] * self._copies)
         self._graph = graph = self._engine.graph(depths)
         capacity = roomy(max(held.length for held in sequences), max(ticket.slots for ticket in tickets))
         held = int(depths.max()) if graph.loops == "dynamic" else graph.loops
-        self.cache.arrange(sequences, loops=held, capacity=capacity)
+        self.cache.arrange(sequences * self._copies, loops=held, capacity=capacity)
         self._tickets = list(tickets)
         self._inputs = {
             "input_ids": np.zeros((len(depths), 1), np.int64),

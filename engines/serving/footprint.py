@@ -16,7 +16,9 @@ _MASK_BYTES = 8  # int64, one a slot
 class Footprint:
     """Bytes of rectangular caches with the parts of one manifest."""
 
-    def __init__(self, parts: Sequence[CachePart]) -> None:
+    def __init__(self, parts: Sequence[CachePart], copies: int = 1) -> None:
+        """Prepare; `copies` of each sequence lie in the cache of a batch."""
+        self._copies = copies
         self._rows = [(part.depth, math.prod(part.row) * storage_dtype(part.dtype).itemsize) for part in parts]
 
     def bytes(self, sequences: int, slots: int, loops: int) -> int:
@@ -30,7 +32,7 @@ class Footprint:
         Wherever each of them lies, in its prefill's cache or in the batch's, it takes at most its
         share of one rectangle. The batch is laid out anew tensor by tensor, and then one of them is there twice.
         """
-        slots = slots_for(slots)
+        slots, sequences = slots_for(slots), sequences * self._copies
         twice = max(self._row_bytes(loops), default=0)
         return self.bytes(sequences, slots, loops) + sequences * (slots * twice + _MASK_BYTES * (slots + 1))
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from engines.prompts import check_count
+from engines.serving.memory import available_memory
 
 __all__ = ["ServingLimits"]
 
-_SHARE = 4  # of the machine's memory: the weights, the runtime and others want the rest
-_UNKNOWN = 1 << 30  # bytes, where the machine does not say what it has
+_SHARE = 4  # of the memory there is: the weights, the runtime and others want the rest
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class ServingLimits:
     max_queue: int = 128  # requests that wait; the next one is refused
     max_loops: int | None = None  # None: four times the model's own depth
     prefill_chunk: int = 256  # prompt tokens in one call, so the longest that others wait
-    cache_bytes: int | None = None  # for all caches; None: a quarter of this machine's memory
+    cache_bytes: int | None = None  # for all caches; None: a quarter of the memory there is
+    sharers: int = 1  # schedulers on this machine; they share that quarter
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "prefill_chunk"):
+        for name in ("max_batch", "max_queue", "prefill_chunk", "sharers"):
             check_count(name, getattr(self, name))
         for name in ("max_loops", "cache_bytes"):
             if getattr(self, name) is not None:
@@ -37,12 +37,4 @@ class ServingLimits:
     @property
     def memory(self) -> int:
         """Bytes for all caches."""
-        return _machine_memory() // _SHARE if self.cache_bytes is None else self.cache_bytes
-
-
-def _machine_memory() -> int:
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # no such system, or one that does not know
-        size = 0
-    return size if size > 0 else _SHARE * _UNKNOWN
+        return available_memory() // (_SHARE * self.sharers) if self.cache_bytes is None else self.cache_bytes

@@ -99,11 +99,15 @@ class Prefill:
         return Held(self._cache, row, self.width, self.tickets[row].loops)
 
 
-def next_prefill(turns: deque[Prefill], chunk: int) -> Prefill:
-    """Take out whose turn it is, and with it those of the same length that fit into the same call of `chunk` tokens."""
+def next_prefill(turns: deque[Prefill], together: int) -> Prefill:
+    """Take out whose turn it is, and with it those of the same length.
+
+    Args:
+        together: tokens of several prompts in one call, at most; a chunk, or 0 where each must be read alone.
+    """
     chosen = turns.popleft()
     for other in list(turns):  # one that takes several calls is longer than a chunk, and fits with none
-        if chosen.width == other.width and chosen.width * (len(chosen.tickets) + 1) <= chunk:
+        if chosen.width == other.width and chosen.width * (len(chosen.tickets) + 1) <= together:
             turns.remove(other)
             chosen.tickets += other.tickets
     return chosen

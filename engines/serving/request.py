@@ -19,7 +19,7 @@ class Request:
     """One prompt and what to do with it; `Scheduler.submit` checks it against the engine."""
 
     ids: Sequence[int]
-    loops: int | None = None  # None: the model's own depth
+    loops: int | None = None  # None: the model's own depth, or the deepest that the scheduler takes
     max_new_tokens: int | None = None  # None: 128, or what `max_seq_len` leaves
     sampling: Sampling = field(default_factory=Sampling)  # greedy
     stop: Stop = ()  # as of `Engine.generate`
@@ -28,7 +28,8 @@ class Request:
 class Listener(Protocol):
     """Hears of one request, from the scheduler's thread: it must be quick, and not raise.
 
-    The last call is one of `on_finish` and `on_error`, and there is exactly one of them.
+    The last call is one of `on_finish` and `on_error`, and there is exactly one of them; unless `on_finish` raises,
+    which `on_error` is then told.
     """
 
     def on_token(self, token: int, halting_depth: int) -> bool:

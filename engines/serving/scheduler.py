@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from engines.engine import Engine
 from engines.errors import EngineError, one_line
 from engines.serving.batch_cache import Held
+from engines.serving.copies import row_copies
 from engines.serving.decoder import Decoder
 from engines.serving.footprint import Footprint
 from engines.serving.limits import ServingLimits
@@ -58,7 +60,7 @@ class Scheduler:
         self._engine, self._limits, self._memory = engine, limits, limits.memory
         own = max(engine.manifest.limits.max_loop_iters * _LOOPS_FACTOR, engine.default_loops)
         self._max_loops = own if limits.max_loops is None else limits.max_loops
-        self._footprint = Footprint(engine.manifest.cache)
+        self._footprint = Footprint(engine.manifest.cache, row_copies(engine.manifest))
         # Whoever drives owns the decoder and the turns; what submit and stats see changes under the lock.
         self._decoder = Decoder(engine)
         self._turns: deque[Prefill] = deque()
@@ -68,6 +70,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._admitted: list[Ticket] = []
         self._running: list[Ticket] = []  # those of the admitted that decode
+        self._capacity = limits.max_batch
         self._stats = Stats(*[0] * len(Stats._fields))
         self._thread: threading.Thread | None = None
         self._closed = self.broken = False
@@ -152,7 +155,18 @@ class Scheduler:
                 waiting=len(self._waiting),
             )
 
+    @property
+    def load(self) -> int:
+        """Requests under way and waiting, in percent of those that fit; above 100 some are held up.
+
+        How many fit is `max_batch`, or where the memory for caches is full sooner, as many as are there then.
+        """
+        with self._changed:
+            return 100 * (len(self._admitted) + len(self._waiting)) // self._capacity
+
     def _checked(self, request: Request, listener: Listener) -> Ticket:
+        if request.loops is None:
+            request = replace(request, loops=min(self._engine.default_loops, self._max_loops))
         ticket = Ticket(self._engine, request, listener)
         if ticket.loops > self._max_loops:
             raise EngineError(f"loops is {ticket.loops}; this scheduler takes at most {self._max_loops}")
@@ -213,6 +227,7 @@ class Scheduler:
                 self._admitted.append(ticket)
                 self._turns.append(Prefill(ticket))
                 admitted += 1
+            self._capacity = len(self._admitted) if self._waiting else self._limits.max_batch
         return admitted > 0
 
     def _fits(self, ticket: Ticket) -> bool:
@@ -226,7 +241,8 @@ class Scheduler:
 
     def _prefill(self) -> dict[Ticket, Held]:
         """One call for whoever's turn it is; those whose prompt has been read, and where."""
-        turn = next_prefill(self._turns, self._limits.prefill_chunk)
+        together = self._limits.prefill_chunk if row_copies(self._engine.manifest) == 1 else 0
+        turn = next_prefill(self._turns, together)
         if not turn.started:
             self._settle()
         try:
@@ -284,12 +300,16 @@ class Scheduler:
         self._let_go(ticket, outcome)
         try:
             ticket.finish(reason)
-        except EngineError:  # it has had its last call: there is nobody to tell
+        except EngineError as error:
             self._count(**{outcome: -1, "failed": 1})
+            self._tell(ticket, str(error))
 
     def _fail(self, ticket: Ticket, message: str) -> None:
         self._let_go(ticket, "failed")
-        with suppress(EngineError):  # as above
+        self._tell(ticket, message)
+
+    def _tell(self, ticket: Ticket, message: str) -> None:
+        with suppress(EngineError):  # who fails to hear of a failure has had its last call
             ticket.fail(message)
 
     def _fail_running(self, message: str) -> None:

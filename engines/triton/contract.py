@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-__all__ = ["GENERATOR_INPUTS", "GENERATOR_OUTPUTS", "SETTINGS", "Port"]
+__all__ = ["GENERATOR_INPUTS", "GENERATOR_OUTPUTS", "SETTINGS", "Port", "load_metric"]
 
 
 class Port(NamedTuple):
@@ -56,3 +57,11 @@ SETTINGS = {
     "cache_bytes": "memory for all caches",
     "threads": "of one operator",
 }
+
+
+def load_metric(model: str) -> str:
+    """The name of a generator's load among the server's metrics.
+
+    It names the model, because KServe adds up what has one name, whatever its labels.
+    """
+    return f"mythos_load_{re.sub('[^A-Za-z0-9]', '_', model)}"

@@ -35,7 +35,14 @@ Place = Callable[[], AbstractContextManager[tuple[Path, Path | None]]]  # a repo
 
 
 def run(
-    path: Path | None, *, repository: Path | None, host: str, ports: Ports, log_verbose: bool, **settings: int | None
+    path: Path | None,
+    *,
+    repository: Path | None,
+    tensors: bool,
+    host: str,
+    ports: Ports,
+    log_verbose: bool,
+    **settings: int | None,
 ) -> None:
     """Serve a bundle, or a repository that is there, until interrupted."""
     os.environ.update(NO_TELEMETRY)
@@ -43,8 +50,8 @@ def run(
     given = {name: value for name, value in settings.items() if value is not None}
     if (path is None) == (repository is None):
         raise EngineError("give a BUNDLE to serve, or --repository with what `mythos-export triton` wrote")
-    if repository is not None and given:
-        option = next(iter(given)).replace("_", "-")
+    if repository is not None and (given or not tensors):
+        option = next(iter(given), "no_tensors").replace("_", "-")
         raise EngineError(f"--{option}: a repository has its own; give it to `mythos-export triton`")
     find_installation()  # what is missing shows before gigabytes are hashed
     if repository is not None:
@@ -56,7 +63,7 @@ def run(
     OnnxRuntimeEngine(bundle)
     with report.step("hash the bundle", bundle.total_bytes) as advance:
         bundle.check_hashes(advance)
-    _keep_serving(lambda: _written(bundle, given), host, ports, log_verbose, report)
+    _keep_serving(lambda: _written(bundle, given, tensors), host, ports, log_verbose, report)
 
 
 def _keep_serving(make: Place, host: str, ports: Ports, log_verbose: bool, report: Reporter) -> None:
@@ -80,10 +87,12 @@ def _keep_serving(make: Place, host: str, ports: Ports, log_verbose: bool, repor
 
 
 @contextmanager
-def _written(bundle: Bundle, settings: Mapping[str, int]) -> Iterator[tuple[Path, Path]]:
+def _written(bundle: Bundle, settings: Mapping[str, int], tensors: bool) -> Iterator[tuple[Path, Path]]:
     """A repository over a bundle, and the folder that it goes with."""
     with _scratch(bundle) as scratch:
-        written = write_repository(bundle, scratch / "repository", backend="python", settings=settings, link=True)
+        written = write_repository(
+            bundle, scratch / "repository", backend="python", tensors=tensors, settings=settings, link=True
+        )
         yield written.path, scratch
 
 
@@ -108,7 +117,7 @@ def _serve(
     if missing:
         raise EngineError(f"{repository}: {min(missing)} is gone; write the repository again")
     for entry in record.entries:
-        if entry.backend != "python":
+        if entry.tensors is not None and entry.backend != "python":
             raise EngineError(
                 f"{repository}: {entry.tensors} is for the {entry.backend} backend, and the server that "
                 "nvidia-pytriton brings has the Python backend only; write the repository with --backend python"
@@ -143,7 +152,8 @@ def _announce(server: TritonServer, entries: list[Entry]) -> None:
 def _words(server: TritonServer, entries: list[Entry]) -> Iterator[str]:
     for entry in entries:
         yield f"{entry.generator}: generates from {entry.bundle} ({entry.precision})"
-        yield f"{entry.tensors}: its graph, the cache in and out"
+        if entry.tensors is not None:
+            yield f"{entry.tensors}: its graph, the cache in and out"
     yield f"HTTP     {server.http_url}"
     yield f"gRPC     {server.grpc_url}"
     yield f"metrics  {server.metrics_url}"

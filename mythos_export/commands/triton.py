@@ -22,21 +22,25 @@ def run(
     backend: str,
     device: str | None,
     name: str | None,
+    tensors: bool,
     kserve: Path | None,
     storage_uri: str | None,
+    image: str | None,
     force: bool,
     json: bool,
     **settings: int | None,
 ) -> None:
-    """Write the two models of a bundle, and on request the KServe service over the repository."""
-    _check_kserve(kserve, storage_uri, settings["cache_bytes"], force=force)
+    """Write the models of a bundle, and on request the KServe service over the repository."""
+    service = _service_options(kserve, storage_uri, image, settings["cache_bytes"], force=force)
     report = Reporter(quiet=json)
     bundle = Bundle.open(path, check_hashes=False)
     given = {key: value for key, value in settings.items() if value is not None}
-    if kserve is not None and storage_uri is not None:
-        check_service(repository, name or bundle.manifest.name, storage_uri=storage_uri)
+    if service:
+        check_service(repository, name or bundle.manifest.name, **service)
     device = device or ("gpu" if backend == "tensorrt" else "cpu")
-    check_repository(bundle, repository, backend=backend, device=device, name=name, settings=given, force=force)
+    check_repository(
+        bundle, repository, backend=backend, device=device, name=name, tensors=tensors, settings=given, force=force
+    )
     with report.step("hash the bundle", bundle.total_bytes) as advance:
         bundle.check_hashes(advance)
     with report.step("write the repository", bundle.total_bytes) as advance:
@@ -46,36 +50,43 @@ def run(
             backend=backend,
             device=device,
             name=name,
+            tensors=tensors,
             settings=given,
             force=force,
             progress=advance,
         )
-    if kserve is not None and storage_uri is not None:
-        _replace(kserve, inference_service(written.path, storage_uri=storage_uri))
+    if kserve is not None:
+        _replace(kserve, inference_service(written.path, **service))
     if json:
         models = {"generator": written.generator, "tensors": written.tensors}
         print_json({"bundle": str(path), "repository": str(written.path), **models, "kserve": kserve})
         return
-    print(f"{written.path}: {written.generator} (generates), {written.tensors} (the graph, on {backend})")
+    graph = f", {written.tensors} (the graph, on {backend})" if written.tensors else ""
+    print(f"{written.path}: {written.generator} (generates){graph}")
     if kserve is not None:
         print(f"{kserve}: the KServe InferenceService over it")
     print(f"next: {written.path / 'README.md'}")
 
 
-def _check_kserve(kserve: Path | None, uri: str | None, cache_bytes: int | None, *, force: bool) -> None:
-    """Whatever a service can be refused for, before anything is written."""
-    if kserve is None and uri is None:
-        return
+def _service_options(
+    kserve: Path | None, uri: str | None, image: str | None, cache_bytes: int | None, *, force: bool
+) -> dict[str, str]:
+    """What a service is made of, or nothing; whatever it can be refused for shows before anything is written."""
+    if kserve is None and uri is None and image is None:
+        return {}
     if kserve is None or uri is None:
         raise EngineError(
             "--kserve FILE and --storage-uri URI go together: the file says where the repository will lie"
         )
+    if image is None:
+        raise EngineError("--kserve wants --image: Triton, and what the models need (see a repository's README.md)")
     if cache_bytes is None:
         raise EngineError("--kserve wants --cache-bytes, such as 4000000000: a pod's memory must hold the caches")
     if os.path.lexists(kserve) and not (force and kserve.is_file() and not kserve.is_symlink()):
         raise EngineError(f"{kserve}: exists already; name another --kserve file" + ("" if force else ", or --force"))
     if not kserve.parent.is_dir():
         raise EngineError(f"{kserve.parent}: no such folder; make it, or name another --kserve file")
+    return {"storage_uri": uri, "image": image}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -25,6 +25,10 @@ from tests.docs.shell import Shell, missing_for
 
 # By page: how a block begins that no test runs, and why not.
 NOT_RUN = {
+    (
+        "docs/serving.md",
+        "mythos-export --scale nano\nmythos-export --scale nano --precision int8\n",
+    ): "takes ten minutes, of a machine that does nothing else",
     ("docs/tensorrt.md", "import engines"): "needs a GPU",
     ("docs/tensorrt.md", "mythos-export generate runs/trt --runtime tensorrt_rtx"): "needs a GPU",
     (

@@ -71,37 +71,62 @@ def test_a_second_bundle_a_same_name_and_force(bundle: Path, tmp_path: Path) -> 
     }
 
 
+def test_no_tensors(bundle: Path, tmp_path: Path) -> None:
+    ran = run(bundle, "--repository", tmp_path / "repo", "--no-tensors")
+    assert ran.returncode == 0 and f"{tmp_path / 'repo'}: tiny (generates)\n" in ran.stdout
+    assert not (tmp_path / "repo" / "tiny-tensors").exists()
+    ran = run(bundle, "--repository", tmp_path / "other", "--no-tensors", "--json")
+    assert json.loads(ran.stdout)["tensors"] is None
+
+
 def test_the_kserve_file(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
-    options = ("--repository", tmp_path / "repo", "--kserve", file, "--storage-uri", "s3://b/m", "--force")
+    options = (
+        "--repository",
+        tmp_path / "repo",
+        "--kserve",
+        file,
+        "--storage-uri",
+        "s3://b/m",
+        "--image",
+        "r/i:1",
+        "--force",
+    )
     ran = run(bundle, *options, "--cache-bytes", 1 << 30)
     assert ran.returncode == 0 and f"{file}: the KServe InferenceService over it" in ran.stdout
     first = yaml.safe_load(file.read_text())
     assert first["spec"]["predictor"]["model"]["storageUri"] == "s3://b/m"
     assert run(bundle, *options, "--cache-bytes", 9 << 30).returncode == 0
     memory = yaml.safe_load(file.read_text())["spec"]["predictor"]["model"]["resources"]["limits"]["memory"]
-    assert (first["spec"]["predictor"]["model"]["resources"]["limits"]["memory"], memory) == ("4Gi", "12Gi")
+    assert (first["spec"]["predictor"]["model"]["resources"]["limits"]["memory"], memory) == ("5Gi", "13Gi")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "repo", "service.yaml"}
 
 
+_SERVICE = ("--kserve", "{tmp}/s.yaml", "--storage-uri", "s3://b/m", "--image", "r/i:1")
 REFUSED = {
     "--kserve alone": (
         ("--kserve", "{tmp}/s.yaml", "--cache-bytes", "9"),
         "--kserve FILE and --storage-uri URI go together",
     ),
     "--storage-uri alone": (("--storage-uri", "s3://b/m"), "--kserve FILE and --storage-uri URI go together"),
-    "no bound of the cache": (("--kserve", "{tmp}/s.yaml", "--storage-uri", "s3://b/m"), "wants --cache-bytes"),
-    "no such scheme": (("--kserve", "{tmp}/s.yaml", "--storage-uri", "/m", "--cache-bytes", "9"), "KServe takes gs://"),
+    "--image alone": (("--image", "r/i:1"), "--kserve FILE and --storage-uri URI go together"),
+    "no image": ((*_SERVICE[:4], "--cache-bytes", "9"), "--kserve wants --image"),
+    "an image that is none": ((*_SERVICE[:4], "--image", "a b", "--cache-bytes", "9"), "--image is 'a b'"),
+    "no bound of the cache": (_SERVICE, "wants --cache-bytes"),
+    "no such scheme": (
+        ("--kserve", "{tmp}/s.yaml", "--storage-uri", "/m", "--image", "r/i:1", "--cache-bytes", "9"),
+        "KServe takes gs://",
+    ),
     "a kserve file that is there": (
-        ("--kserve", "{tmp}/there", "--storage-uri", "s3://b/m", "--cache-bytes", "9"),
+        ("--kserve", "{tmp}/there", "--storage-uri", "s3://b/m", "--image", "r/i:1", "--cache-bytes", "9"),
         "there: exists already; name another --kserve file, or --force",
     ),
     "a kserve file that is a folder": (
-        ("--kserve", "{tmp}/bundle", "--storage-uri", "s3://b/m", "--cache-bytes", "9", "--force"),
+        ("--kserve", "{tmp}/bundle", "--storage-uri", "s3://b/m", "--image", "r/i:1", "--cache-bytes", "9", "--force"),
         "bundle: exists already; name another --kserve file",
     ),
     "a kserve file in no folder": (
-        ("--kserve", "{tmp}/no/s.yaml", "--storage-uri", "s3://b/m", "--cache-bytes", "9"),
+        ("--kserve", "{tmp}/no/s.yaml", "--storage-uri", "s3://b/m", "--image", "r/i:1", "--cache-bytes", "9"),
         "no: no such folder",
     ),
     "an unknown backend": (("--backend", "vllm"), "backend is 'vllm'; it must be onnxruntime, tensorrt, python"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ import tritonclient.grpc as triton
 from served import Served, eventually
 
 import engines
+from engines.triton.probe import main as probed
 from mythos_export.cli import main
 
 KINDS = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "bool": "BOOL", "uint64": "UINT64", "object": "BYTES"}
@@ -35,6 +38,8 @@ TYPES = {
     "seed": np.uint64,
     "stream": np.bool_,
     "text_input": np.object_,
+    "return_num_input_tokens": np.bool_,
+    "return_num_output_tokens": np.bool_,
 }
 
 
@@ -115,8 +120,8 @@ def post(served: Served, path: str, body: Any, model: str = "mla") -> tuple[int,
         return error.code, error.read().decode()
 
 
-def generate(served: Served, **body: Any) -> dict[str, Any]:
-    status, text = post(served, "generate", body)
+def generate(served: Served, model: str = "mla", **body: Any) -> dict[str, Any]:
+    status, text = post(served, "generate", body, model)
     assert status == 200, text
     return json.loads(text)
 
@@ -171,6 +176,12 @@ def test_concurrent_streams_of_all_depths_and_lengths(server: Served) -> None:
         for index in range(40)
     ]
     answers: dict[int, Answer] = {}
+    together: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            together.append(measured(server, "running"))
 
     def client(index: int) -> None:
         ids, options = cases[index]
@@ -179,17 +190,40 @@ def test_concurrent_streams_of_all_depths_and_lengths(server: Served) -> None:
         answers[index] = connection.answer()
         connection.close()
 
+    watcher = threading.Thread(target=watch)
     threads = [threading.Thread(target=client, args=(index,)) for index in range(len(cases))]
-    for thread in threads:
+    for thread in (watcher, *threads):
         thread.start()
     for thread in threads:
         thread.join(120)
+    over.set()
+    watcher.join()
+    assert 8 <= max(together) <= 16, "they do run together"
     for index, (ids, given) in enumerate(cases):
         alone = generate(server, input_ids=ids, **{**given, "stream": False})["output_ids"]
         alone = alone if isinstance(alone, list) else [alone]  # Triton writes a list of one as the one
         assert len(alone) == given["max_tokens"]
         assert answers[index] == Answer(alone, len(alone) + 1, "length", ""), index
     assert eventually(lambda: idle(server))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_counts_of_tokens(stream: bool, server: Served) -> None:
+    connection = Stream(server.grpc)
+    asked = {"return_num_input_tokens": True, "return_num_output_tokens": True, "stream": stream}
+    connection.send("mla", [5, 6, 7], n_loops=2, max_tokens=4, **asked)
+    counts = []
+    while True:
+        result, error = connection.next()
+        assert error is None
+        if result.as_numpy("output_ids") is not None:
+            assert result.as_numpy("num_input_tokens").tolist() == [[3]]
+            counts.append(result.as_numpy("num_output_tokens").item())
+            assert counts[-1] == result.as_numpy("output_ids").size
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            break
+    connection.close()
+    assert counts == ([1, 1, 1, 1, 0] if stream else [4])
 
 
 def test_both_models_at_once(server: Served, mla: engines.Engine, tiny_gqa_bundle: Path) -> None:
@@ -225,6 +259,31 @@ def test_a_client_that_vanishes_frees_its_cache(server: Served) -> None:
     assert measured(server, "tokens_total") - before < 255
 
 
+KILLED = """
+import sys, time
+sys.path[:0] = [{tests!r}, {here!r}]
+from test_generating import Stream
+stream = Stream({address!r})
+stream.send("mla", [1], n_loops=24, max_tokens=255, stream=True)
+stream.next()
+print("streaming", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_grpc_client_frees_its_cache(server: Served) -> None:
+    """Nobody says goodbye: the kernel closes its socket."""
+    before = measured(server, "tokens_total")
+    here = Path(__file__).parent
+    code = KILLED.format(tests=str(here.parent), here=str(here), address=server.grpc)
+    client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None and client.stdout.readline() == "streaming\n"
+    client.kill()
+    client.communicate()
+    assert eventually(lambda: idle(server))
+    assert 0 < measured(server, "tokens_total") - before < 255
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -252,7 +311,9 @@ def test_a_bad_request_is_refused_and_the_server_lives_on(
     server: Served, mla: engines.Engine, body: Any, message: str
 ) -> None:
     status, text = post(server, "generate", body)
-    assert status >= 400 and message in text, text  # what Triton itself cannot parse is a 500
+    by_triton = message in ("parse", "request has 0 inputs")
+    assert (status, message in text) == (400 if not by_triton else status, True), text
+    assert status in (400, 500)  # what Triton itself cannot parse is a 500
     answer = generate(server, input_ids=[3], n_loops=2, max_tokens=2)
     assert answer["output_ids"] == list(mla.generate([3], 2, max_new_tokens=2))
 
@@ -277,6 +338,24 @@ def test_text_in_and_out(nano_served: Served) -> None:
     assert "b" not in stopped["text_output"] and stopped["num_input_tokens"] == 10
 
 
+@pytest.mark.parametrize("path", ["generate", "generate_stream"])
+def test_a_stop_word_across_tokens(nano_served: Served, path: str) -> None:
+    prompt, name = "d>a h>c a>h f>g c>e g>b b>d e>f 3 a", nano_served.lines[0].split(":")[0]
+    options = {"text_input": prompt, "n_loops": 8, "max_tokens": 12, "temperature": 3.0, "seed": 5}
+    free = json.loads(post(nano_served, "generate", options, name)[1])
+    text, pieces = free["text_output"], free["output_ids"]
+    assert len(pieces) == 12 and free["finish_reason"] == "length"
+    stop = text[-4:]  # several tokens' text
+    first = text.index(stop)
+    status, said = post(nano_served, path, {**options, "stop_words": stop, "stream": path != "generate"}, name)
+    events = [json.loads(line.removeprefix("data: ")) for line in said.splitlines() if line]
+    assert status == 200
+    assert "".join(event["text_output"] for event in events) == text[:first]
+    assert [event["finish_reason"] for event in events][-1] == "stop"
+    ids = [token for event in events for token in np.atleast_1d(event["output_ids"]).tolist()]
+    assert ids == pieces[: len(ids)], "of a stop word the tokens are there"
+
+
 def test_the_curl_line_works_as_printed(nano_served: Served) -> None:
     for line in nano_served.curl:
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
@@ -291,11 +370,75 @@ def test_a_full_queue_says_try_again(serve: Callable[..., Served], tiny_bundle: 
         connection.send(name, [1], n_loops=12, max_tokens=200, stream=True)
     answers = [connection.answer() for connection in connections]
     refused = [answer for answer in answers if answer.error]
-    assert refused and all("queue is full" in answer.error for answer in refused)
+    assert refused and all("queue is full (2 wait); try again later" in answer.error for answer in refused)
     assert len({tuple(answer.ids) for answer in answers if not answer.error}) == 1
     for connection in connections:
         connection.close()
+    # Triton's HTTP answers of a generator know 200 and 400 only
+    for path in ("generate", "generate_stream"):
+        body = {"input_ids": [1], "n_loops": 12, "max_tokens": 250, "stream": path != "generate"}
+        with ThreadPoolExecutor(8) as pool:
+            over_http = list(pool.map(lambda each, body=body: post(served, each, body, name), [path] * 8))  # type: ignore[misc]
+        assert {status for status, _ in over_http} == {200, 400}
+        assert all(('"error":"the queue is full (' in text) == (status == 400) for status, text in over_http)
     served.end()
+
+
+def test_json_nested_too_deep_is_survived(serve: Callable[..., Served], tiny_bundle: Path) -> None:
+    """Triton 24.10 ends on it; the watchdog starts it again."""
+    served = serve(tiny_bundle, "--no-tensors")
+    name = served.lines[0].split(":")[0]
+    body = {"input_ids": [1], "n_loops": 2, "max_tokens": 3}
+    alone = post(served, "generate", body, name)
+    assert alone[0] == 200
+    with contextlib.suppress(OSError):  # the connection may close in the middle of it
+        post(served, "generate", b'{"input_ids": ' + b"[" * 5_000_000, name)
+    assert eventually(lambda: "starting again" in served.errors, 60)
+    assert eventually(lambda: survives(served, body, name, alone), 60)
+    assert served.end() == 0
+
+
+def survives(served: Served, body: Any, name: str, alone: tuple[int, str]) -> bool:
+    try:
+        return post(served, "generate", body, name) == alone
+    except OSError:
+        return False
+
+
+def test_the_probe(server: Served, serve: Callable[..., Served], tiny_bundle: Path) -> None:
+    """A model whose process has died is still ready to Triton, and not to the probe."""
+
+    def probe(each: Served, models: str) -> int:
+        return probed(["--models", models, "--http", each.http, "--metrics", each.metrics, "--timeout", "3"])
+
+    assert probe(server, "mla,gqa,half") == 0
+    assert probe(server, "mla,missing") == 1
+    served = serve(tiny_bundle, "--no-tensors")
+    name = served.lines[0].split(":")[0]
+    [stub] = stubs(served, f"/{name}/1/model.py")
+    assert probe(served, name) == 0
+    os.kill(stub, signal.SIGKILL)
+    assert probe(served, name) == 1
+    assert eventually(lambda: probe(served, name) == 0, 60), "once `serve` has started it again"
+    assert served.end() == 0
+
+
+def test_a_generator_is_unloaded_under_a_stream(serve: Callable[..., Served], repository: Path) -> None:
+    """Who streams gets the rest or an error, never silence; loaded again, it serves."""
+    served = serve("--repository", repository)
+    control = triton.InferenceServerClient(served.grpc)
+    connection = Stream(served.grpc)
+    connection.send("mla", [1], n_loops=24, max_tokens=255, stream=True)
+    connection.next()
+    control.unload_model("mla", headers=served.control)
+    answer = connection.answer()
+    assert answer.error or (answer.reason == "length" and len(answer.ids) == 254)
+    connection.close()
+    assert eventually(lambda: not control.is_model_ready("mla"))
+    assert len(generate(served, model="gqa", input_ids=[1], max_tokens=2)["output_ids"]) == 2
+    control.load_model("mla", headers=served.control)
+    assert len(generate(served, input_ids=[1], max_tokens=2)["output_ids"]) == 2
+    assert served.end() == 0
 
 
 def test_a_killed_model_process_recovers(serve: Callable[..., Served], tiny_bundle: Path) -> None:

@@ -91,10 +91,21 @@ def test_metrics_count_what_was_asked(server: Served) -> None:
         wanted = 'nv_inference_request_success{model="mla",'
         return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
 
-    before = succeeded()
-    assert _get(f"{server.http}/v2/models/mla/generate", {"input_ids": [5], "n_loops": 1, "max_tokens": 1})[0] == 200
+    def own() -> dict[str, float]:
+        found = re.findall(r'^mythos_(\w+)\{model="mla"\} (\S+)$', _get(server.metrics)[1], re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    idle = {"running": 0, "waiting": 0, "cache_bytes": 0, "load_mla": 0}
+    assert eventually(lambda: {name: own()[name] for name in idle} == idle)
+    before, first = succeeded(), own()
+    assert first.keys() == {*idle, "tokens_total", "prompt_tokens_total", "refused_total"}
+    ask = {"input_ids": [5, 6, 7], "n_loops": 1, "max_tokens": 4}
+    assert _get(f"{server.http}/v2/models/mla/generate", ask)[0] == 200
     assert eventually(lambda: succeeded() == before + 1)
-    assert "mythos_" in _get(server.metrics)[1], "the generator's own"
+    assert _get(f"{server.http}/v2/models/mla/generate", {**ask, "n_loops": 1000})[0] == 400
+    counted = {"tokens_total": 4, "prompt_tokens_total": 3, "refused_total": 1}
+    after = {**first, **{name: first[name] + more for name, more in counted.items()}}
+    assert eventually(lambda: own() == after), (own(), after)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

@@ -25,7 +25,9 @@ from engines.triton.backend.metrics import Metrics
 from engines.triton.backend.options import Options, read_options
 from engines.triton.backend.replies import Cancellations, Client, Outbox
 from engines.triton.backend.reply import Reply
+from engines.triton.backend.wording import as_sent
 from engines.triton.contract import GENERATOR_INPUTS
+from engines.triton.repository.record import RECORD, read_record
 from engines.triton.settings import read_settings
 
 __all__ = ["TritonPythonModel"]
@@ -46,10 +48,11 @@ class TritonPythonModel:
         """
         settings = read_settings(json.loads(args["model_config"]))
         threads = settings.pop("threads", None)
-        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        folder = Path(args["model_repository"])
+        bundle = folder / args["model_version"] / "bundle"
         self._engine: Engine = engines.load(bundle, threads=threads, spinning=False)
         self._has_text = "tokenizer.json" in self._engine.manifest.files
-        self._scheduler = Scheduler(self._engine, ServingLimits(**settings))
+        self._scheduler = Scheduler(self._engine, ServingLimits(**settings, sharers=_generators(folder.parent)))
         self._metrics = Metrics(args["model_name"])
         self._outbox = Outbox()
         self._cancellations = Cancellations(after_round=self._look_around)
@@ -64,7 +67,7 @@ class TritonPythonModel:
             except QueueFull as error:
                 _refuse(client, str(error), pb_utils.TritonError.UNAVAILABLE)
             except EngineError as error:
-                _refuse(client, str(error), pb_utils.TritonError.INVALID_ARG)
+                _refuse(client, as_sent(str(error)), pb_utils.TritonError.INVALID_ARG)
             except Exception as error:  # noqa: BLE001  (ours; left to Triton, it answers behind the back of `client`)
                 traceback.print_exc()
                 _refuse(client, f"this server has a defect: {one_line(error)}", pb_utils.TritonError.INTERNAL)
@@ -77,7 +80,7 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _look_around(self) -> None:
-        self._metrics.show(self._scheduler.stats)
+        self._metrics.show(self._scheduler.stats, self._scheduler.load)
         if self._scheduler.broken:
             self._outbox.close()
             os._exit(_BROKEN)  # a model that only refuses would stay ready; a process that has ended is replaced
@@ -118,6 +121,11 @@ class TritonPythonModel:
         if len(options.text) > _LONGEST_TOKEN * self._engine.manifest.limits.max_seq_len:
             raise EngineError(f"text_input of {len(options.text)} characters cannot fit max_seq_len; shorten it")
         return self._engine.tokenizer.encode(options.text)
+
+
+def _generators(repository: Path) -> int:
+    """How many share this machine's memory."""
+    return len(read_record(repository).entries) if (repository / RECORD).is_file() else 1
 
 
 def _tensors(request: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from engines.serving.scheduler import Stats
+from engines.triton.contract import load_metric
 
 __all__ = ["Metrics"]
 
@@ -20,25 +21,27 @@ _COUNTERS = {
     "prompt_tokens": "Prompt tokens read",
     "refused": "Requests refused: a bad one, or one too many",
 }
+_LOAD = "Requests under way and waiting, in percent of those that fit"
 
 
 class Metrics:
-    """`mythos_running`, `mythos_waiting`, `mythos_cache_bytes`, and counters that end in `_total`."""
+    """`mythos_running`, `mythos_waiting`, `mythos_cache_bytes`, `mythos_load_<model>`, and counters (`…_total`)."""
 
     def __init__(self, model: str) -> None:
         kinds = pb_utils.MetricFamily
         self._families = {
             **{name: kinds(f"mythos_{name}", text, kinds.GAUGE) for name, text in _GAUGES.items()},
             **{name: kinds(f"mythos_{name}_total", text, kinds.COUNTER) for name, text in _COUNTERS.items()},
+            "load": kinds(load_metric(model), _LOAD, kinds.GAUGE),
         }
         self._metrics: dict[str, Any] = {
             name: family.Metric(labels={"model": model}) for name, family in self._families.items()
         }
         self._shown = dict.fromkeys(self._metrics, 0)
 
-    def show(self, stats: Stats) -> None:
+    def show(self, stats: Stats, load: int) -> None:
         """Bring the metrics up to date; each that has changed costs a message to the server."""
-        now = {name: getattr(stats, name) for name in self._metrics}
+        now = {**{name: getattr(stats, name) for name in (*_GAUGES, *_COUNTERS)}, "load": load}
         now["waiting"] += stats.prefilling
         for name, value in now.items():
             change = value - self._shown[name]

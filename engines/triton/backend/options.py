@@ -18,7 +18,7 @@ from engines.triton.contract import GENERATOR_INPUTS, Port
 __all__ = ["Options", "read_options"]
 
 _PORTS = {port.name: port for port in GENERATOR_INPUTS}
-_MOST_STOP_WORDS = 64
+_MOST = {"stop_words": 64, "bad_words": 64}
 _LONGEST_STOP_WORD = 1024  # characters
 _UNSUPPORTED = ("bad_words", "frequency_penalty", "presence_penalty")
 _MEANINGLESS = (*_UNSUPPORTED, "pad_id")
@@ -90,12 +90,13 @@ def _sampling(values: Mapping[str, Any]) -> Sampling:
 
 def _value(port: Port, tensor: NDArray[Any]) -> Any:
     """A plain Python value: one, or a list where the port has a dynamic dimension."""
+    several = port.dims == (-1,)
+    if not several and tensor.size != 1:
+        raise EngineError(f"{port.name} has {tensor.size} values; give one")
+    if tensor.size > _MOST.get(port.name, tensor.size):  # before each becomes an object of Python
+        raise EngineError(f"{tensor.size} {port.name}; give at most {_MOST[port.name]}")
     items = [_item(port, item) for item in tensor.reshape(-1).tolist()]
-    if port.dims == (-1,):
-        return [item for item in items if item != ""]  # clients send "" for no stop word
-    if len(items) != 1:
-        raise EngineError(f"{port.name} has {len(items)} values; give one")
-    return items[0]
+    return [item for item in items if item != ""] if several else items[0]  # clients send "" for no stop word
 
 
 def _item(port: Port, item: Any) -> Any:
@@ -151,8 +152,6 @@ def _fits(port: Port, value: Any) -> bool:
 
 
 def _stop_words(words: Sequence[str]) -> tuple[str, ...]:
-    if len(words) > _MOST_STOP_WORDS:
-        raise EngineError(f"{len(words)} stop_words; give at most {_MOST_STOP_WORDS}")
     if any(len(word) > _LONGEST_STOP_WORD for word in words):
         raise EngineError(f"a stop word has more than {_LONGEST_STOP_WORD} characters")
     return tuple(words)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+
+from engines.errors import one_line
 
 __all__ = ["Cancellations", "Client", "Outbox"]
 
@@ -34,17 +37,26 @@ class Client:
             return self._sent(response, 0)
         with self._lock:
             self._answered = True
-            return self._sent(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return self._finished(response)
 
     def has_gone(self) -> bool:
         """Whether it no longer waits for an answer that it has not had."""
         with self._lock:
             return not self._answered and bool(self._sender.is_cancelled())
 
+    def _finished(self, response: Any) -> bool:
+        """Send the last response, or else once more a bare error: without an end a client waits for ever."""
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if self._sent(response, final):
+            return True
+        failed = pb_utils.TritonError("the end of this answer could not be sent", pb_utils.TritonError.INTERNAL)
+        return self._sent(pb_utils.InferenceResponse(error=failed), final)
+
     def _sent(self, response: Any, flags: int) -> bool:
         try:
             self._sender.send(response, flags=flags)
-        except pb_utils.TritonModelException:
+        except pb_utils.TritonModelException as error:
+            print(f"error: a response could not be sent: {one_line(error)}", file=sys.stderr, flush=True)
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class Reply:
         self._end()
 
     def on_error(self, message: str) -> None:
-        """Send an error in place of the rest."""
+        """Send an error in place of the rest; the server's log has it too."""
+        print(f"error: a request failed: {message}", file=sys.stderr, flush=True)
         self._fail(message, pb_utils.TritonError.INTERNAL)
 
     def _respond(self, reason: str) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mythos_export.bundle import MANIFEST, Bundle, Progress
@@ -90,13 +90,14 @@ def _discard(folder: Path | None, missing: list[Path]) -> None:
             parent.rmdir()
 
 
-def replace_entries(new: Path, destination: Path, old: Path) -> None:
+def replace_entries(new: Path, destination: Path, old: Path, gone: Collection[str] = ()) -> None:
     """Give everything in `new` its place in `destination`: all of it, or after a failure none.
 
     Args:
         new: folder on the same file system.
         destination: made from `new` as a whole if it is not there, or empty.
         old: empty folder that takes what is replaced.
+        gone: what else of `destination` it takes.
     """
     if not destination.exists() or not any(destination.iterdir()):
         if destination.exists():
@@ -105,19 +106,19 @@ def replace_entries(new: Path, destination: Path, old: Path) -> None:
         return
     names = sorted(path.name for path in new.iterdir())
     try:
+        for name in (*names, *gone):
+            _move(name, destination, old)
+            _move(name, new, destination)
+    except BaseException:  # an interruption too; wherever the exchange had come to
         for name in names:
-            if os.path.lexists(destination / name):
-                (destination / name).rename(old / name)
-            (new / name).rename(destination / name)
-    except BaseException:  # an interruption too
-        for name in names:
-            _restore(name, new, destination, old)
+            if not os.path.lexists(new / name):
+                _move(name, destination, new)
+        for name in (*names, *gone):
+            _move(name, old, destination)
         raise
 
 
-def _restore(name: str, new: Path, destination: Path, old: Path) -> None:
-    """Wherever the exchange of one entry had come to."""
-    if not os.path.lexists(new / name):
-        (destination / name).rename(new / name)
-    if os.path.lexists(old / name):
-        (old / name).rename(destination / name)
+def _move(name: str, source: Path, target: Path) -> None:
+    """An entry, if it is there."""
+    if os.path.lexists(source / name):
+        (source / name).rename(target / name)

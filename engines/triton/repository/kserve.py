@@ -1,6 +1,7 @@
 """A KServe InferenceService over a repository: what Kubernetes is asked to run.
 
-KServe copies the whole of `storageUri` to /mnt/models and starts Triton there, so one service has every model.
+KServe copies the whole of `storageUri` to /mnt/models and starts Triton there, so one service has every model. It
+scales by the load that each generator reports: the busiest decides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineError
+from engines.triton.contract import load_metric
 from engines.triton.repository.config import parse_config
 from engines.triton.repository.record import RECORD, Entry, Record, read_record
 
@@ -26,8 +28,11 @@ _MAX_NAME = 63 - len("-predictor")  # a label of the domain name system, as the 
 _GIB = 1 << 30
 _LOADED = 1.25  # of a model's files, what it takes in memory: ONNX Runtime packs weights anew
 _SERVER = 2 * _GIB  # Triton itself, a Python process for each model
-_USUAL_BATCH, _USUAL_THREADS = 16, 2
-_READ = ("cache_bytes", "max_batch", "threads")
+_SHARED = 1 * _GIB  # /dev/shm: through it the server and its Python processes hand each other tensors
+_USUAL_THREADS = 2
+_LOAD = 75  # percent: between this and 100 there is time to start another replica
+_READ = ("cache_bytes", "threads")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
 _COUNT = re.compile(r"[0-9]{1,19}")
 
 _SERVICE = """\
@@ -54,14 +59,41 @@ spec:
         name: triton
         version: "2"
       protocolVersion: v2
-      # The image must have what requirements.txt of each model lists; README.md says how to make one.
-      # image: registry/tritonserver-mythos:tag
+      # It must have what requirements.txt of each model lists; README.md says how to make one.
+      image: {image}
       storageUri: {uri}
       resources:
         requests:
 {resources}
         limits:
 {resources}
+      # Triton calls a model ready whose process has died: these ask every generator for a token.
+      startupProbe:
+        exec:
+          command: {probe}
+        periodSeconds: 10
+        timeoutSeconds: 20
+        failureThreshold: 90
+      readinessProbe:
+        exec:
+          command: {probe}
+        periodSeconds: 30
+        timeoutSeconds: 20
+        failureThreshold: 2
+      livenessProbe:
+        exec:
+          command: {probe}
+        periodSeconds: 30
+        timeoutSeconds: 20
+        failureThreshold: 3
+      volumeMounts:
+        - name: shared-memory
+          mountPath: /dev/shm
+    volumes:
+      - name: shared-memory
+        emptyDir:
+          medium: Memory
+          sizeLimit: {shared}Gi
 """
 
 _METRIC = """\
@@ -77,7 +109,7 @@ _METRIC = """\
 """
 
 
-def inference_service(repository: Path, *, storage_uri: str) -> str:
+def inference_service(repository: Path, *, storage_uri: str, image: str) -> str:
     """The YAML of a service over a repository that `write_repository` has made.
 
     Memory is what the models' files and caches take, so every generator must have its `cache_bytes`: by itself it
@@ -85,36 +117,46 @@ def inference_service(repository: Path, *, storage_uri: str) -> str:
 
     Args:
         storage_uri: where the repository will lie.
+        image: of the container, with the server and what the models' `requirements.txt` list.
 
     Raises:
-        EngineError: not a repository of ours, a URI that KServe does not take, a generator without `cache_bytes`.
+        EngineError: not a repository of ours, a URI that KServe does not take, no name of an image, a generator without
+            `cache_bytes`, two that the metrics cannot tell apart.
     """
     _check_storage_uri(storage_uri)
+    _check_image(image)
     record = read_record(repository)
     settings = [_settings(repository, entry) for entry in record.entries]
-    batch = sum(each.get("max_batch", _USUAL_BATCH) for each in settings)
+    generators = [entry.generator for entry in record.entries]
+    _check_metrics(generators)
     cache = sum(each["cache_bytes"] for each in settings)
     name = _service_name(record.entries[0].generator)
     return _SERVICE.format(
         name=name,
         quoted=json.dumps(name),  # some words are no strings to YAML
         uri=json.dumps(storage_uri),
-        metrics=_metrics(batch),
+        image=json.dumps(image),
+        metrics="".join(_METRIC.format(metric=load_metric(name), target=_LOAD) for name in generators).rstrip(),
+        probe=json.dumps(["python3", "-m", "engines.triton.probe", "--models", ",".join(generators)]),
+        shared=_SHARED // _GIB,
         resources=_indented(_resources(repository, record, settings, cache), 10),
     )
 
 
-def check_service(repository: Path, generator: str, *, storage_uri: str) -> None:
+def check_service(repository: Path, generator: str, *, storage_uri: str, image: str) -> None:
     """Whatever of `inference_service` can be refused before a generator is written.
 
     Raises:
-        EngineError: as there, of the URI, the name, or the generators that the repository has besides.
+        EngineError: as there, of the URI, the image, the name, or the generators that the repository has besides.
     """
     _check_storage_uri(storage_uri)
+    _check_image(image)
     _service_name(generator)
     if not (repository / RECORD).is_file():
         return
-    for entry in read_record(repository).entries:
+    entries = read_record(repository).entries
+    _check_metrics([generator, *(entry.generator for entry in entries if entry.generator != generator)])
+    for entry in entries:
         if entry.generator != generator:
             _service_name(entry.generator)
             _settings(repository, entry)
@@ -133,6 +175,20 @@ def _check_storage_uri(uri: str) -> None:
         raise EngineError(f"--storage-uri is {uri[:120]!r}; KServe takes {', '.join(_SCHEMES)}")
     if not uri.isascii() or not uri.isprintable() or any(letter in " \"'\\<>^`{|}" for letter in uri):
         raise EngineError(f"--storage-uri is {uri[:120]!r}; write other characters than a URI's as %XX")
+
+
+def _check_image(image: str) -> None:
+    if not _IMAGE.fullmatch(image):
+        raise EngineError(f"--image is {image[:120]!r}; it must name an image, such as registry/tritonserver-mythos:1")
+
+
+def _check_metrics(generators: list[str]) -> None:
+    """KServe adds up metrics of one name."""
+    seen: dict[str, str] = {}
+    for name in generators:
+        other = seen.setdefault(load_metric(name), name)
+        if other != name:
+            raise EngineError(f"{name} and {other} have one metric, {load_metric(name)}; pass another --name")
 
 
 def _settings(repository: Path, entry: Entry) -> dict[str, int]:
@@ -154,15 +210,9 @@ def _settings(repository: Path, entry: Entry) -> dict[str, int]:
     return {key: int(settings[key]) for key in _READ if key in settings}
 
 
-def _metrics(batch: int) -> str:
-    """By sequences that decode, which keeps what is there; and by those that wait, which calls for more."""
-    targets = {"mythos_running": max(1, batch * 3 // 4), "mythos_waiting": batch}
-    return "".join(_METRIC.format(metric=metric, target=target) for metric, target in targets.items()).rstrip()
-
-
 def _resources(repository: Path, record: Record, settings: list[dict[str, int]], cache: int) -> dict[str, str]:
     files = sum(_size(repository / name) for name in record.names())
-    memory = math.ceil((files * _LOADED + cache + _SERVER) / _GIB)
+    memory = math.ceil((files * _LOADED + cache + _SERVER + _SHARED) / _GIB)
     threads = sum(each.get("threads", _USUAL_THREADS) for each in settings)
     resources = {"cpu": str(threads), "memory": f"{memory}Gi"}
     if any(entry.device == "gpu" for entry in record.entries):

@@ -27,16 +27,20 @@ class _Strict(BaseModel):
 
 
 class Entry(_Strict):
-    """The two models of one bundle."""
+    """The models of one bundle."""
 
     generator: str = Field(pattern=_NAME)
-    tensors: str = Field(pattern=_NAME)
+    tensors: str | None = Field(pattern=_NAME)  # None: the generator alone
     backend: Backend
     device: Device
     bundle: str  # its name
     precision: str
     text: bool  # has it a tokenizer?
     notes: list[str]  # for whoever serves the second
+
+    def names(self) -> set[str]:
+        """Of its models."""
+        return {self.generator} if self.tensors is None else {self.generator, self.tensors}
 
 
 class Record(_Strict):
@@ -48,7 +52,7 @@ class Record(_Strict):
 
     def names(self) -> set[str]:
         """Of all models, and so of folders."""
-        return {name for entry in self.entries for name in (entry.generator, entry.tensors)}
+        return {name for entry in self.entries for name in entry.names()}
 
 
 def read_record(repository: Path) -> Record:

@@ -101,17 +101,17 @@ def readme(record: Record, record_name: str) -> str:
             f"COPY {each.generator}/requirements.txt /tmp/{each.generator}.txt" for each in record.entries
         ),
         lists=" ".join(f"-r /tmp/{each.generator}.txt" for each in record.entries),
-        serve=_SERVE if all(entry.backend == "python" for entry in record.entries) else "",
+        serve=_SERVE if all(entry.tensors is None or entry.backend == "python" for entry in record.entries) else "",
         record=record_name,
     )
 
 
 def _rows(entry: Entry) -> list[str]:
     bundle = f"`{_plain(entry.bundle)}` ({_plain(entry.precision)})"
-    return [
-        f"| `{entry.generator}` | generates from {bundle} | python, on the CPU |",
-        f"| `{entry.tensors}` | the graph of {bundle} | {entry.backend}, on the {entry.device.upper()} |",
-    ]
+    rows = [f"| `{entry.generator}` | generates from {bundle} | python, on the CPU |"]
+    if entry.tensors is not None:
+        rows.append(f"| `{entry.tensors}` | the graph of {bundle} | {entry.backend}, on the {entry.device.upper()} |")
+    return rows
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
     DIR/README.md, mythos-repository.json
     DIR/<name>/          generates tokens: Python backend, decoupled
-    DIR/<name>-tensors/  the graph, its cache explicit: backend onnxruntime, tensorrt or python
+    DIR/<name>-tensors/  the graph, its cache explicit: backend onnxruntime, tensorrt or python; on request not there
 
 Each model's folder is complete in itself: servers fetch remote repositories model by model.
 """
@@ -22,7 +22,7 @@ from engines.triton.repository.folders import write_generator, write_tensors
 from engines.triton.repository.record import RECORD, Backend, Device, Entry, Record, read_record
 from engines.triton.repository.texts import readme
 from mythos_export import __version__
-from mythos_export.bundle import Bundle, Progress
+from mythos_export.bundle import Bundle, Manifest, Progress
 
 __all__ = ["Repository", "check_repository", "write_repository"]
 
@@ -36,7 +36,7 @@ class Repository(NamedTuple):
 
     path: Path
     generator: str
-    tensors: str
+    tensors: str | None
 
 
 class _Request(NamedTuple):
@@ -45,11 +45,11 @@ class _Request(NamedTuple):
     backend: Backend
     device: Device
     generator: str
-    tensors: str
+    tensors: str | None  # None: the generator alone
 
     @property
     def names(self) -> set[str]:
-        return {self.generator, self.tensors}
+        return {self.generator} if self.tensors is None else {self.generator, self.tensors}
 
 
 def check_repository(
@@ -59,6 +59,7 @@ def check_repository(
     backend: str = "onnxruntime",
     device: str = "cpu",
     name: str | None = None,
+    tensors: bool = True,
     settings: Mapping[str, int] = _NONE,
     force: bool = False,
 ) -> None:
@@ -67,7 +68,7 @@ def check_repository(
     Raises:
         EngineError: as there.
     """
-    request = _request(bundle, destination, backend, device, name)
+    request = _request(bundle, destination, backend, device, name, tensors)
     generator_config(request.generator, settings)
     _check_names(request, _existing(request.destination), force=force)
 
@@ -79,6 +80,7 @@ def write_repository(
     backend: str = "onnxruntime",
     device: str = "cpu",
     name: str | None = None,
+    tensors: bool = True,
     settings: Mapping[str, int] = _NONE,
     force: bool = False,
     link: bool = False,
@@ -92,6 +94,7 @@ def write_repository(
         backend: of the tensor-level model: onnxruntime, tensorrt or python.
         device: of the tensor-level model: cpu or gpu.
         name: of the generator, and with "-tensors" behind it of the other; the bundle's own if None.
+        tensors: write the tensor-level model too; it holds the weights in memory a second time.
         settings: of the generator (`contract.SETTINGS`), only those that differ from their defaults.
         force: replace models of these names, if they are ours.
         link: make hard links to the bundle's files where that is possible, in place of copies.
@@ -101,7 +104,7 @@ def write_repository(
         EngineError: the backend cannot serve this bundle, the destination is not ours, a model of that name exists
             and `force` is off, or it cannot be written.
     """
-    request = _request(bundle, destination, backend, device, name)
+    request = _request(bundle, destination, backend, device, name, tensors)
     before = _existing(request.destination)
     _check_names(request, before, force=force)
     try:
@@ -111,22 +114,34 @@ def write_repository(
             old.mkdir()
             placer = Placer(link=link, progress=progress)
             write_generator(bundle, request.generator, settings, new / request.generator, placer)
-            notes = write_tensors(
-                bundle, request.tensors, request.backend, request.device, settings, new / request.tensors, placer
-            )
+            notes = _write_tensors(request, settings, new, placer)
             record = _record(before, _entry(request, notes))
             (new / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
             (new / "README.md").write_text(readme(record, RECORD), encoding="utf-8")
             if _existing(request.destination) != before:
                 raise EngineError(f"{request.destination}: changed while this was written; run the command again")
-            replace_entries(new, request.destination, old)
+            replace_entries(new, request.destination, old, gone=_left_out(request, before))
     except OSError as error:
         reason = error.strerror or error
         raise EngineError(f"{request.destination}: cannot be written ({reason}); nothing was kept") from error
     return Repository(request.destination, request.generator, request.tensors)
 
 
-def _request(bundle: Bundle, destination: Path, backend: str, device: str, name: str | None) -> _Request:
+def _write_tensors(request: _Request, settings: Mapping[str, int], new: Path, placer: Placer) -> list[str]:
+    """What whoever serves it must know."""
+    if request.tensors is None:
+        return []
+    folder = new / request.tensors
+    return write_tensors(request.bundle, request.tensors, request.backend, request.device, settings, folder, placer)
+
+
+def _left_out(request: _Request, before: Record | None) -> set[str]:
+    """Models of this bundle that were there and are no longer wanted."""
+    same = [] if before is None else [each for each in before.entries if each.generator == request.generator]
+    return {name for entry in same for name in entry.names()} - request.names
+
+
+def _request(bundle: Bundle, destination: Path, backend: str, device: str, name: str | None, tensors: bool) -> _Request:
     if backend not in get_args(Backend):
         raise EngineError(f"backend is {backend[:80]!r}; it must be {', '.join(get_args(Backend))}")
     if device not in get_args(Device):
@@ -135,6 +150,10 @@ def _request(bundle: Bundle, destination: Path, backend: str, device: str, name:
         raise EngineError("TensorRT runs on GPUs; pass --device gpu")
     if backend == "python" and device != "cpu":
         raise EngineError("the Python backend runs the graph on the CPU; use --backend onnxruntime for a GPU")
+    if tensors and backend == "onnxruntime" and _has_bfloat16(bundle.manifest):
+        raise EngineError(
+            "Triton's ONNX Runtime backend takes no bf16 tensors, as this bundle's are; use --backend python"
+        )
     given = bundle.manifest.name if name is None else name
     if not _NAME.fullmatch(given):
         raise EngineError(
@@ -144,7 +163,12 @@ def _request(bundle: Bundle, destination: Path, backend: str, device: str, name:
     where = _resolved(destination)
     if where.is_relative_to(bundle.path.resolve()):
         raise EngineError(f"{destination}: lies inside the bundle; choose another --repository")
-    return _Request(bundle, where, backend, device, given, given + _SUFFIX)  # type: ignore[arg-type]
+    return _Request(bundle, where, backend, device, given, given + _SUFFIX if tensors else None)  # type: ignore[arg-type]
+
+
+def _has_bfloat16(manifest: Manifest) -> bool:
+    """Does a tensor go in or out for which that backend has no type (src/onnxruntime_utils.cc)?"""
+    return any(spec.dtype == "bfloat16" for spec in (*manifest.inputs, *manifest.outputs))
 
 
 def _resolved(path: Path) -> Path:
@@ -170,10 +194,10 @@ def _check_names(request: _Request, before: Record | None, *, force: bool) -> No
         return
     destination = request.destination
     for entry in before.entries:
-        if entry.generator != request.generator and request.names & {entry.generator, entry.tensors}:
+        if entry.generator != request.generator and request.names & entry.names():
             raise EngineError(
-                f"{destination}: {request.generator} and {request.tensors} are not both free, for {entry.generator} "
-                "is there; pass another --name"
+                f"{destination}: {' and '.join(sorted(request.names))} must be free, and {entry.generator} is there; "
+                "pass another --name"
             )
     for name in sorted(request.names):
         path = destination / name

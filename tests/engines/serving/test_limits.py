@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +17,18 @@ Serve = Callable[..., list[Any]]
 Many = Callable[..., list[Request]]
 
 
-@pytest.mark.parametrize("name", ["max_batch", "max_queue", "max_loops", "prefill_chunk", "cache_bytes"])
+@pytest.mark.parametrize("name", ["max_batch", "max_queue", "max_loops", "prefill_chunk", "cache_bytes", "sharers"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "4"])
 def test_limits_are_checked(name: str, value: Any) -> None:
     with pytest.raises(EngineError, match=f"^{name} is .* must be an integer of at least 1$"):
         ServingLimits(**{name: value})
 
 
-def test_memory_is_a_quarter_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ServingLimits(cache_bytes=5).memory == 5
-    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
-    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
-    assert ServingLimits().memory == 1024 * 1000
-    sizes["SC_PHYS_PAGES"] = -1
-    assert ServingLimits().memory == 1 << 30
-    monkeypatch.delattr(os, "sysconf")
-    assert ServingLimits().memory == 1 << 30
+def test_memory_is_a_quarter_of_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.serving.limits.available_memory", lambda: 6000)
+    assert ServingLimits(cache_bytes=5, sharers=3).memory == 5
+    assert ServingLimits().memory == 1500
+    assert ServingLimits(sharers=3).memory == 500
 
 
 @pytest.mark.parametrize(
@@ -71,8 +66,16 @@ def test_a_depth_no_graph_has_is_refused_at_once(toy_engine_of: Callable[..., En
 def test_the_deepest_is_a_setting(toy_engine: Engine, recorder: Any) -> None:
     scheduler = Scheduler(toy_engine, ServingLimits(max_loops=3))
     scheduler.submit(Request([1], loops=3), recorder())
-    with pytest.raises(EngineError, match="loops is 6; this scheduler takes at most 3"):
-        scheduler.submit(Request([1]), recorder())  # the model's own depth
+    with pytest.raises(EngineError, match="loops is 4; this scheduler takes at most 3"):
+        scheduler.submit(Request([1], loops=4), recorder())
+
+
+@pytest.mark.parametrize(("deepest", "depth"), [(3, 3), (6, 6), (20, 6)])
+def test_no_depth_is_the_models_own_or_the_deepest(
+    toy_engine: Engine, serve: Serve, alone: Any, deepest: int, depth: int
+) -> None:
+    (heard,) = serve(toy_engine, [Request([1, 2], max_new_tokens=9)], max_loops=deepest)
+    assert heard.tokens == alone(toy_engine, Request([1, 2], depth, 9))
 
 
 def test_the_queue_is_bounded(toy_engine: Engine, recorder: Any) -> None:
@@ -90,6 +93,20 @@ def test_the_queue_is_bounded(toy_engine: Engine, recorder: Any) -> None:
     while scheduler.step():
         pass
     assert [each.end for each in heard] == ["length"] * 4
+
+
+def test_load_is_of_what_fits(toy_engine: Engine, recorder: Any) -> None:
+    """By `max_batch` or by memory, whichever is full first; so a target of less than 100 can be reached."""
+    room = Footprint(toy_engine.manifest.cache).worst(2, 12, 6)
+    scheduler = Scheduler(toy_engine, ServingLimits(max_batch=16, cache_bytes=room))
+    assert scheduler.load == 0
+    for expected in (6, 12, 150, 200):
+        scheduler.submit(Request([1] * 3, 6, 10), recorder())
+        scheduler.step()
+        assert scheduler.load == expected, "of 16 at first; of two once the third has found no room"
+    while scheduler.step():
+        pass
+    assert scheduler.load == 0
 
 
 class TestMemory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import engines
+from engines.triton.repository.record import Entry, Record
 from mythos_export.bundle import Bundle
 
 WORDS = [f"w{index}" for index in range(16)]
@@ -179,11 +181,12 @@ def test_many_at_once(harness: Harness) -> None:
         ({}, {"text_input": [b""]}, "the prompt is empty"),
         ({}, {"input_ids": [1] * 65}, "65 tokens, more than max_seq_len 64"),
         ({}, {"text_input": [b"w1 " * 5000]}, "text_input of 15000 characters cannot fit"),
-        ({}, {"input_ids": [1], "max_tokens": [64]}, "exceed max_seq_len 64; ask for at most 63"),
-        ({}, {"input_ids": [1], "max_tokens": [0]}, "max_new_tokens is 0"),
-        ({}, {"input_ids": [1], "n_loops": [0]}, "loops is 0"),
-        ({}, {"input_ids": [1], "n_loops": [10**9]}, "loops is 1000000000"),
-        ({}, {"input_ids": [1], "end_id": [99]}, "99"),
+        ({}, {"input_ids": [1], "max_tokens": [64]}, "1 tokens and max_tokens 64 exceed max_seq_len 64; ask for"),
+        ({}, {"input_ids": [1], "max_tokens": [0]}, "max_tokens is 0"),
+        ({}, {"input_ids": [1], "n_loops": [0]}, "n_loops is 0"),
+        ({}, {"input_ids": [1], "n_loops": [10**9]}, "n_loops is 1000000000"),
+        ({}, {"input_ids": [1], "n_loops": [25]}, "n_loops is 25; this scheduler takes at most 24"),
+        ({}, {"input_ids": [1], "end_id": [99]}, "end_id is 99, which is not a token id"),
         ({"n_lops": 3}, {"input_ids": [1]}, "parameter 'n_lops' is unknown"),
         ({}, {}, "give either text_input or input_ids"),
     ],
@@ -193,12 +196,63 @@ def test_a_bad_request_is_refused_and_the_next_one_served(
 ) -> None:
     text, code = refusal(harness.answer(parameters, **tensors))
     assert message in text and code == "invalid"
+    assert not re.search(r"(?<!n_)loops is|max_new_tokens|^stop\b", text), "not what its sender calls it"
     assert len(ids_of(harness.answer(input_ids=[1], max_tokens=[2]))) == 2
 
 
 def test_millions_of_ids_are_refused_before_each_becomes_an_object(harness: Harness) -> None:
     ids = np.broadcast_to(np.int64(1), 2**40)  # 8 TiB, were it written out
     assert refusal(harness.answer(input_ids=ids))[0] == f"the prompt has {2**40} tokens, more than max_seq_len 64"
+
+
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_millions_of_words_are_refused_before_each_becomes_an_object(harness: Harness, name: str) -> None:
+    words = np.broadcast_to(np.array(b"x", np.object_), 2**40)
+    text, code = refusal(harness.answer(input_ids=[1], **{name: words}))
+    assert (text, code) == (f"{2**40} {name}; give at most 64", "invalid")
+
+
+def test_millions_of_what_should_be_one(harness: Harness) -> None:
+    text, _ = refusal(harness.answer(input_ids=[1], n_loops=np.broadcast_to(np.int64(1), 2**40)))
+    assert text == f"n_loops has {2**40} values; give one"
+
+
+def test_an_end_that_cannot_be_made_is_an_error(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the client waits for ever."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a wheel came off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["engines.triton.backend.reply"].Reply, "_respond", broken)
+        message, code = refusal(harness.answer(input_ids=[1], max_tokens=[2]))
+    assert message == "the request's listener failed: a wheel came off" and code == fake_triton.TritonError.INTERNAL
+    assert message in capsys.readouterr().err
+    stats = harness.model._scheduler.stats
+    assert (stats.finished, stats.failed) == (0, 1)
+    assert harness.model._cancellations._watched == {}
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
+
+
+def test_an_end_that_cannot_be_sent_is_followed_by_a_bare_error(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send = fake_triton.Sender.send
+
+    def no_room(self: Any, response: fake_triton.Response, flags: int = 0) -> None:
+        if flags and response.error is None:
+            raise fake_triton.ModelException("no shared memory")
+        send(self, response, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_triton.Sender, "send", no_room)
+        *tokens, end = harness.answer(input_ids=[1], max_tokens=[3], stream=[True])
+    assert ids_of(tokens) == list(harness.engine.generate([1], max_new_tokens=3))
+    assert end.error is not None and end.error.message == "the end of this answer could not be sent"
+    assert "error: a response could not be sent: no shared memory" in capsys.readouterr().err
+    assert ids_of(harness.answer(input_ids=[1], max_tokens=[2]))
 
 
 def test_a_parameter_whose_name_is_no_text(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +304,27 @@ def test_a_client_is_never_looked_after_once_it_is_answered(generator: Any) -> N
     assert not fake_triton.CRASHES
 
 
+def test_generators_of_one_repository_share_the_memory(
+    load: Callable[..., Harness], toy: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.serving.limits.available_memory", lambda: 120_000_000)
+    assert load(toy()).model._scheduler._memory == 30_000_000
+    entry = Entry(
+        generator="a",
+        tensors=None,
+        backend="python",
+        device="cpu",
+        bundle="toy",
+        precision="fp32",
+        text=False,
+        notes=[],
+    )
+    entries = [entry, entry.model_copy(update={"generator": "b"}), entry.model_copy(update={"generator": "c"})]
+    (tmp_path / "mythos-repository.json").write_text(Record(tool="x", entries=entries).model_dump_json())
+    assert load(toy()).model._scheduler._memory == 10_000_000
+    assert load(toy(), cache_bytes="7000000").model._scheduler._memory == 7_000_000
+
+
 def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
     harness = load(toy(), max_batch="1", max_queue="1")
     senders = [harness.send(input_ids=[1], max_tokens=[60]) for _ in range(8)]
@@ -262,12 +337,24 @@ def test_a_full_queue_refuses_and_says_try_again(load: Callable[..., Harness], t
 
 def test_a_client_that_goes_away_frees_its_place(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
     harness = load(toy(), max_batch="1")
-    gone = harness.send(input_ids=[1], max_tokens=[60], n_loops=[6])
+    scheduler = harness.model._scheduler
+    step, slowly = scheduler._decoder.step, threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        slowly.wait(0.02)  # two of Triton's looks at its clients pass within six tokens
+        return step(*arguments)
+
+    scheduler._decoder.step = slow
+    gone = harness.send(input_ids=[1], max_tokens=[60], n_loops=[6], stream=[True])
     gone.cancelled = True
-    assert len(ids_of(harness.answer(input_ids=[2], max_tokens=[3]))) == 3
-    responses = gone.wait()
-    assert responses[-1].error is None or responses[-1].error.code == "cancelled"
-    assert harness.model._scheduler.stats.running == harness.model._scheduler.stats.cache_bytes == 0
+    behind = harness.send(input_ids=[2], max_tokens=[3])
+    *tokens, end = gone.wait()
+    assert end.error is not None and end.error.code == "cancelled"
+    assert len(ids_of(tokens)) < 20 if tokens else True
+    assert len(ids_of(behind.wait())) == 3
+    assert (scheduler.stats.cancelled, scheduler.stats.finished) == (1, 1)
+    assert scheduler.stats.tokens < 3 + 20, "nobody went on working for it"
+    assert scheduler.stats.running == scheduler.stats.cache_bytes == 0
 
 
 def test_a_closed_connection_harms_nobody(harness: Harness) -> None:
@@ -301,9 +388,12 @@ def test_metrics_count(harness: Harness) -> None:
     for count in (3, 4):
         harness.answer(input_ids=[1, 2], max_tokens=[count])
     stats = harness.model._scheduler.stats
-    harness.model._metrics.show(stats)
+    harness.model._metrics.show(stats, 130)
     shown = {name: metric.value for name, metric in harness.model._metrics._metrics.items()}
     assert shown["tokens"] == 7 and shown["prompt_tokens"] == 4 and shown["running"] == 0
+    assert shown["load"] == 130
+    harness.model._metrics.show(stats, 0)
+    assert harness.model._metrics._metrics["load"].value == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,7 +21,7 @@ from mythos_export.bundle import Bundle
 
 MakeToy = Callable[..., Bundle]
 
-URI = "s3://bucket/models"
+URI, IMAGE = "s3://bucket/models", "registry.example/tritonserver-mythos:1.0"
 SCHEMA = json.loads((Path(__file__).parent / "inference_service.schema.json").read_text())
 
 
@@ -30,7 +31,7 @@ def made(bundle: Bundle, destination: Path, **options: Any) -> Path:
 
 
 def service(repository: Path, uri: str = URI) -> dict[str, Any]:
-    return yaml.safe_load(inference_service(repository, storage_uri=uri))
+    return yaml.safe_load(inference_service(repository, storage_uri=uri, image=IMAGE))
 
 
 def test_it_is_an_inference_service(toy: MakeToy, tmp_path: Path) -> None:
@@ -38,24 +39,63 @@ def test_it_is_an_inference_service(toy: MakeToy, tmp_path: Path) -> None:
     jsonschema.validate(found, SCHEMA)
     assert found["metadata"]["name"] == "mythos-1b-fp32"
     predictor = found["spec"]["predictor"]
-    assert predictor["model"]["storageUri"] == URI
-    assert predictor["model"]["resources"]["requests"] == {"cpu": "6", "memory": "6Gi"}
-    targets = {
-        metric["podmetric"]["metric"]["query"]: metric["podmetric"]["target"]["value"]
-        for metric in predictor["autoScaling"]["metrics"]
-    }
-    assert targets == {"mythos_running": "6", "mythos_waiting": "8"}
+    assert (predictor["model"]["storageUri"], predictor["model"]["image"]) == (URI, IMAGE)
+    assert predictor["model"]["resources"]["requests"] == {"cpu": "6", "memory": "7Gi"}
+    assert targets(found) == {"mythos_load_Mythos_1b_fp32": "75"}
     inject = found["metadata"]["annotations"]["sidecar.opentelemetry.io/inject"]
     assert inject == "mythos-1b-fp32-predictor", "the deployment that KServe makes of the predictor"
 
 
-def test_the_metrics_are_the_generators(toy: MakeToy, tmp_path: Path) -> None:
-    """A misspelt metric scales nothing, and says nothing."""
-    source = (Path(__file__).parents[4] / "engines" / "triton" / "backend" / "metrics.py").read_text()
-    found = service(made(toy(), tmp_path / "repo"))
-    for metric in found["spec"]["predictor"]["autoScaling"]["metrics"]:
-        (name,) = metric["podmetric"]["metric"]["metricNames"]
-        assert 'f"mythos_{name}"' in source and f'"{name.removeprefix("mythos_")}":' in source
+def targets(found: dict[str, Any]) -> dict[str, str]:
+    """By metric; what it collects is what it asks for."""
+    metrics = [each["podmetric"] for each in found["spec"]["predictor"]["autoScaling"]["metrics"]]
+    assert all(each["metric"]["metricNames"] == [each["metric"]["query"]] for each in metrics)
+    return {each["metric"]["query"]: each["target"]["value"] for each in metrics}
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probes_ask_every_generator_for_a_token(
+    toy: MakeToy, tmp_path: Path, probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = made(toy(), tmp_path / "repo", name="a")
+    made(toy(), repository, name="b")
+    found = service(repository)["spec"]["predictor"]["model"][probe]
+    (python, _, module, *arguments), asked = found["exec"]["command"], []
+    assert (python, module) == ("python3", "engines.triton.probe")
+    monkeypatch.setattr("engines.triton.probe._trouble", lambda *given: asked.append(given) or "")
+    assert importlib.import_module(module).main(arguments) == 0
+    # the ports are those of KServe's runtime for Triton
+    at = ("http://127.0.0.1:8080", "http://127.0.0.1:8002/metrics", 15.0)
+    assert sorted(asked) == [("a", *at), ("b", *at)]
+    assert found["timeoutSeconds"] > 15 + 2 * 2, "it needs time to look at the metrics, before and after"
+
+
+def test_shared_memory_is_there_and_counted(toy: MakeToy, tmp_path: Path) -> None:
+    predictor = service(made(toy(), tmp_path / "repo"))["spec"]["predictor"]
+    (mount,), (volume,) = predictor["model"]["volumeMounts"], predictor["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": "/dev/shm"}
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+@pytest.mark.parametrize("image", ["", " ", "a b", 'x"\n      args: [x', "-x", "ä", "x" * 256])
+def test_images_that_are_none(toy: MakeToy, tmp_path: Path, image: str) -> None:
+    repository = made(toy(), tmp_path / "repo")
+    for check in (
+        lambda: inference_service(repository, storage_uri=URI, image=image),
+        lambda: check_service(repository, "other", storage_uri=URI, image=image),
+    ):
+        with pytest.raises(EngineError, match=r"^--image is .*; it must name an image"):
+            check()
+
+
+def test_generators_whose_metrics_would_be_added_up(toy: MakeToy, tmp_path: Path) -> None:
+    repository = made(toy(), tmp_path / "repo", name="a-b")
+    message = r"a.b and a.b have one metric, mythos_load_a_b; pass another --name"
+    with pytest.raises(EngineError, match=message):
+        check_service(repository, "a.b", storage_uri=URI, image=IMAGE)
+    made(toy(), repository, name="a.b")
+    with pytest.raises(EngineError, match=message):
+        service(repository)
 
 
 PLANTED: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -66,9 +106,17 @@ PLANTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no model format": lambda d: d["spec"]["predictor"]["model"].pop("modelFormat"),
     "an unknown metric source": lambda d: d["spec"]["predictor"]["autoScaling"]["metrics"][0].update(type="Pods"),
     "no query": lambda d: d["spec"]["predictor"]["autoScaling"]["metrics"][0]["podmetric"]["metric"].pop("query"),
-    "no target value": lambda d: d["spec"]["predictor"]["autoScaling"]["metrics"][1]["podmetric"]["target"].pop(
+    "no target value": lambda d: d["spec"]["predictor"]["autoScaling"]["metrics"][0]["podmetric"]["target"].pop(
         "value"
     ),
+    "a probe without a command": lambda d: d["spec"]["predictor"]["model"]["livenessProbe"].update(exec={"cmd": ["x"]}),
+    "a command that is no list": lambda d: d["spec"]["predictor"]["model"]["readinessProbe"]["exec"].update(
+        command="x"
+    ),
+    "a period as text": lambda d: d["spec"]["predictor"]["model"]["startupProbe"].update(periodSeconds="10s"),
+    "a volume of the container's": lambda d: d["spec"]["predictor"]["model"].update(volumes=[]),
+    "a mount nowhere": lambda d: d["spec"]["predictor"]["model"]["volumeMounts"][0].pop("mountPath"),
+    "a volume without a name": lambda d: d["spec"]["predictor"]["volumes"][0].pop("name"),
     "replicas as text": lambda d: d["spec"]["predictor"].update(minReplicas="1"),
     "memory that is no quantity": lambda d: d["spec"]["predictor"]["model"]["resources"]["limits"].update(
         memory="6 GB"
@@ -95,9 +143,8 @@ def test_one_service_has_room_for_every_bundle(toy: MakeToy, tmp_path: Path) -> 
     made(toy(), repository, name="b", settings={"max_batch": 2})
     found = service(repository)
     requests = found["spec"]["predictor"]["model"]["resources"]["requests"]
-    assert requests == {"cpu": "3", "memory": "9Gi"}, "two caches of 3, 2 for the server, 1 for toy weights"
-    values = [each["podmetric"]["target"]["value"] for each in found["spec"]["predictor"]["autoScaling"]["metrics"]]
-    assert values == ["9", "12"]
+    assert requests == {"cpu": "3", "memory": "10Gi"}, "two caches of 3, 3 for the server, 1 for toy weights"
+    assert targets(found) == {"mythos_load_a": "75", "mythos_load_b": "75"}
     jsonschema.validate(found, SCHEMA)
 
 
@@ -122,7 +169,10 @@ def test_a_long_name_is_cut(toy: MakeToy, tmp_path: Path) -> None:
 
 def test_a_name_with_no_letter(toy: MakeToy, tmp_path: Path) -> None:
     repository = made(toy(), tmp_path / "repo", name="1.2")
-    for check in (lambda: service(repository), lambda: check_service(tmp_path / "new", "1.2", storage_uri=URI)):
+    for check in (
+        lambda: service(repository),
+        lambda: check_service(tmp_path / "new", "1.2", storage_uri=URI, image=IMAGE),
+    ):
         with pytest.raises(EngineError, match=r"'1\.2' makes no name for Kubernetes"):
             check()
 
@@ -139,8 +189,8 @@ def test_uris_that_kserve_takes(toy: MakeToy, tmp_path: Path, uri: str) -> None:
 def test_uris_that_kserve_does_not_take(toy: MakeToy, tmp_path: Path, uri: str) -> None:
     repository = made(toy(), tmp_path / "repo")
     for check in (
-        lambda: inference_service(repository, storage_uri=uri),
-        lambda: check_service(repository, "other", storage_uri=uri),
+        lambda: inference_service(repository, storage_uri=uri, image=IMAGE),
+        lambda: check_service(repository, "other", storage_uri=uri, image=IMAGE),
     ):
         with pytest.raises(EngineError, match=r"^--storage-uri is"):
             check()
@@ -151,15 +201,15 @@ def test_a_generator_whose_cache_has_no_bound(toy: MakeToy, tmp_path: Path) -> N
     bundle = toy()
     repository = write_repository(bundle, tmp_path / "repo", backend="python", name="a").path
     with pytest.raises(EngineError, match=r"a/config\.pbtxt: has no cache_bytes.*--cache-bytes"):
-        inference_service(repository, storage_uri=URI)
+        inference_service(repository, storage_uri=URI, image=IMAGE)
     with pytest.raises(EngineError, match=r"a/config\.pbtxt: has no cache_bytes"):
-        check_service(repository, "b", storage_uri=URI)
-    check_service(repository, "a", storage_uri=URI)  # which is to be replaced
+        check_service(repository, "b", storage_uri=URI, image=IMAGE)
+    check_service(repository, "a", storage_uri=URI, image=IMAGE)  # which is to be replaced
 
 
 def test_a_repository_that_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="is not a repository that mythos-export wrote"):
-        inference_service(tmp_path, storage_uri=URI)
+        inference_service(tmp_path, storage_uri=URI, image=IMAGE)
 
 
 @pytest.mark.parametrize("content", ["nonsense", 'parameters { key: "cache_bytes" value { string_value: "many" } }'])
@@ -168,4 +218,4 @@ def test_a_config_that_someone_has_changed(toy: MakeToy, tmp_path: Path, content
     assert read_record(repository).entries[0].generator == "a"
     (repository / "a" / "config.pbtxt").write_text(content)
     with pytest.raises(EngineError):
-        inference_service(repository, storage_uri=URI)
+        inference_service(repository, storage_uri=URI, image=IMAGE)

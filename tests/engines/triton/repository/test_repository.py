@@ -261,7 +261,7 @@ def test_a_model_that_someone_has_replaced_by_a_link_stays(toy: MakeToy, tmp_pat
 @pytest.mark.parametrize(("first", "second"), [("m", "m-tensors"), ("m-tensors", "m")])
 def test_one_bundles_generator_is_not_anothers_tensors(toy: MakeToy, tmp_path: Path, first: str, second: str) -> None:
     destination = written(toy(), tmp_path / "repo", name=first).path
-    with pytest.raises(EngineError, match=f"{second} and {second}-tensors are not both free"):
+    with pytest.raises(EngineError, match=f"{second} and {second}-tensors must be free"):
         written(toy(), destination, name=second, force=True)
 
 
@@ -310,6 +310,52 @@ def test_what_cannot_be_asked_for(toy: MakeToy, tmp_path: Path, options: dict[st
         with pytest.raises(EngineError, match=message):
             write(bundle, tmp_path / "repo", **options)
     assert not (tmp_path / "repo").exists()
+
+
+def test_the_generator_alone(toy: MakeToy, tmp_path: Path) -> None:
+    bundle, where = toy(dtype="bfloat16"), tmp_path / "repo"
+    made = write_repository(bundle, where, tensors=False, name="m")  # bf16 matters to the other model only
+    assert (made.generator, made.tensors) == ("m", None)
+    assert {path.name for path in where.iterdir()} == {"README.md", "mythos-repository.json", "m"}
+    readme = (where / "README.md").read_text()
+    assert "m-tensors" not in readme and "mythos-export serve" in readme
+    write_repository(bundle, where, backend="python", name="m-tensors", tensors=False)
+    with pytest.raises(EngineError, match="m and m-tensors must be free, and m-tensors is there"):
+        write_repository(bundle, where, backend="python", name="m", force=True)
+
+
+def test_a_model_that_is_no_longer_wanted_goes(toy: MakeToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, where = toy(), tmp_path / "repo"
+    for name in ("a", "b"):
+        write_repository(bundle, where, backend="python", name=name)
+    before = tree(where)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "a-tensors":
+            raise OSError(5, "no")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(EngineError, match="nothing was kept"):
+            write_repository(bundle, where, backend="python", name="a", tensors=False, force=True)
+    assert tree(where) == before
+    write_repository(bundle, where, backend="python", name="a", tensors=False, force=True)
+    assert {path.name for path in where.iterdir() if path.is_dir()} == {"a", "b", "b-tensors"}
+    assert read_record(where).names() == {"a", "b", "b-tensors"}
+    write_repository(bundle, where, backend="python", name="a", force=True)
+    assert (where / "a-tensors" / "config.pbtxt").is_file()
+
+
+def test_bf16_is_for_the_python_backend(toy: MakeToy, tmp_path: Path) -> None:
+    bundle = toy(dtype="bfloat16")
+    for write in (check_repository, write_repository):
+        with pytest.raises(EngineError, match=r"^Triton's ONNX Runtime backend takes no bf16 .* --backend python$"):
+            write(bundle, tmp_path / "repo", backend="onnxruntime")
+    assert not (tmp_path / "repo").exists()
+    repository = write_repository(bundle, tmp_path / "repo", backend="python", name="m").path
+    assert "TYPE_BF16" in (repository / "m-tensors" / "config.pbtxt").read_text()
 
 
 def test_weights_under_the_graphs_name_do_not_overwrite_it(tiny_bundle: Path, tmp_path: Path) -> None:
