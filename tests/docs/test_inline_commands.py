@@ -17,8 +17,8 @@ INLINE = {
     ),
     (
         "docs/serving.md",
-        "python -m tools.serving_load BUNDLE --concurrency 1,4,16 --requests N --rounds R",
-    ): "what a table was measured with, on a server under load",
+        "python -m tools.serving_load BUNDLE --concurrency 1,4,16 --requests 48 --rounds 1",
+    ): "what a table was measured with, against an older commit",
     ("docs/serving.md", "curl -d"): "names an option",
 }
 _INSTALLS = re.compile(r'pip install "mythos-export\[[a-z,-]+\]"')  # test_links.py looks the extras up
