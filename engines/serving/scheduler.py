@@ -157,9 +157,10 @@ class Scheduler:
 
     @property
     def load(self) -> int:
-        """Requests under way and waiting, in percent of those that fit; above 100 some are held up.
+        """Requests under way and waiting, in percent of those that fit: at 100 it is full, above some are held up.
 
-        How many fit is `max_batch`, or where the memory for caches is full sooner, as many as are there then.
+        How many fit is `max_batch`, or where the memory for caches is full sooner, as many as are there then. That is
+        known when one finds no room, so there it jumps.
         """
         with self._changed:
             return 100 * (len(self._admitted) + len(self._waiting)) // self._capacity

@@ -10,6 +10,9 @@ from engines.triton.repository.kserve import check_service, inference_service
 from engines.triton.repository.write import check_repository, write_repository
 from mythos_export.bundle import Bundle
 from mythos_export.commands.output import print_json
+from mythos_export.inspection.contents import read_contents
+from mythos_export.planning.held import held_tensors
+from mythos_export.planning.tensors import total_bytes
 from mythos_export.progress import Reporter
 
 __all__ = ["run"]
@@ -56,7 +59,7 @@ def run(
             progress=advance,
         )
     if kserve is not None:
-        _replace(kserve, inference_service(written.path, **service))
+        _replace(kserve, inference_service(written.path, weigh=_in_memory, **service))
     if json:
         models = {"generator": written.generator, "tensors": written.tensors}
         print_json({"bundle": str(path), "repository": str(written.path), **models, "kserve": kserve})
@@ -87,6 +90,14 @@ def _service_options(
     if not kserve.parent.is_dir():
         raise EngineError(f"{kserve.parent}: no such folder; make it, or name another --kserve file")
     return {"storage_uri": uri, "image": image}
+
+
+def _in_memory(bundle: Bundle) -> int:
+    """Bytes of a bundle's weights in a process that has loaded all of its graphs, on a CPU."""
+    tensors, target = read_contents(bundle).tensors, bundle.manifest.target
+    depths = [None if graph.loops == "dynamic" else graph.loops for graph in bundle.manifest.graphs]
+    held = [held_tensors(tensors, target, "cpu", depth) for depth in depths]
+    return sum(total_bytes(each.tensors) + each.packed for each in held)
 
 
 def _replace(path: Path, text: str) -> None:

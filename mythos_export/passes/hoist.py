@@ -21,9 +21,19 @@ class Hoist(ir.passes.InPlacePass):
     """Moves the nodes of the body that read only constants and what is captured in front of the Loop.
 
     Nodes that read a parameter stay, unless they compute element by element: a weight's transposition or
-    dequantisation has to stand beside its product. Requires the `Loop`, and a state that keeps its shape; ensures
-    nothing about graphs without such nodes, and raises PassDidNothing there.
+    dequantisation has to stand beside its product. Requires the `Loop`, and states that keep their shape, as far as
+    shapes are known; ensures nothing about graphs without such nodes, and raises PassDidNothing there.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        loop = recurrent_loop(model.graph)
+        body = loop.attributes["body"].as_graph()
+        for start, state, result in zip(loop.inputs[2:], body.inputs[2:], body.outputs[1:]):
+            for value in (state, result):
+                if start is not None and not _may_agree(start.shape, value.shape):
+                    raise ir.passes.PreconditionError(
+                        f"Hoist: {value.name} has shape {value.shape}, and the Loop begins with {start.shape}"
+                    )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         main, loop = model.graph, recurrent_loop(model.graph)
@@ -38,6 +48,14 @@ class Hoist(ir.passes.InPlacePass):
             body.remove(node)
         main.insert_before(loop, [*copies.values(), *moved])
         return ir.passes.PassResult(model, modified=True)
+
+
+def _may_agree(one: ir.Shape | None, other: ir.Shape | None) -> bool:
+    """Whether two shapes have one rank and no different numbers; what is not known may be anything."""
+    if one is None or other is None:
+        return True
+    numbers = [(a, b) for a, b in zip(one, other) if isinstance(a, int) and isinstance(b, int)]
+    return len(one) == len(other) and all(a == b for a, b in numbers)
 
 
 def _measure_the_start(body: ir.Graph, loop: ir.Node) -> None:
@@ -56,7 +74,8 @@ def _invariant(body: ir.Graph, main: ir.Graph) -> list[ir.Node]:
         if node.op_type == "Constant":
             continue
         given = [value for value in node.inputs if value is not None]
-        needed_here = node.op_type not in _ELEMENTWISE and any(is_parameter(value, main) for value in given)
+        elementwise = node.domain == "" and node.op_type in _ELEMENTWISE
+        needed_here = not elementwise and any(is_parameter(value, main) for value in given)
         depends = needed_here or any(value in varying for value in given)
         holds_graph = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
         if depends or holds_graph or results & {*node.outputs}:

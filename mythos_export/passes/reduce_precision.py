@@ -77,6 +77,9 @@ class ReducePrecision(ir.passes.InPlacePass):
         assert producer is not None and producer.graph is not None
         build = Builder(f"{row.name}.rounded")
         rounded = build.op("Cast", [row], to=self.storage)
+        rounded.shape = row.shape
+        if row in self._main.outputs:  # the rows of a stage without layers
+            rounded.name, row.name = row.name, f"{row.name}.exact"
         convenience.replace_all_uses_with(row, rounded, replace_graph_outputs=True)
         build.nodes[0].replace_input_with(0, row)
         producer.graph.insert_after(producer, build.nodes)
@@ -87,6 +90,7 @@ class ReducePrecision(ir.passes.InPlacePass):
             if node.op_type == "Loop":
                 body = node.attributes["body"].as_graph()
                 self._rewrite(body)
+                self._inputs_to(node, graph, ir.DataType.FLOAT)  # without a prelude it begins with the table's own rows
                 for value, inner in zip(node.outputs, body.outputs[1:]):
                     if inner in self._half:
                         self._mark(value)

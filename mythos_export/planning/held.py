@@ -35,7 +35,7 @@ def held_tensors(tensors: Sequence[StoredTensor], target: str, kind: str | None,
     """What is held of stored tensors.
 
     Args:
-        kind: of the device, "cpu" or "gpu"; None if it is not known.
+        kind: of the device, "cpu" or "gpu"; None if it is not known, which counts as no CPU: the least that it can be.
         depth: that the graph is unrolled to; None for a Loop.
     """
     if target == "tensorrt":
@@ -51,7 +51,7 @@ def held_tensors(tensors: Sequence[StoredTensor], target: str, kind: str | None,
             found += [tensor] if tensor.name == _TABLE else []  # its rows are looked up before they are converted
         elif tensor.name.removesuffix(_SCALE) not in names:
             found.append(tensor)
-    packed = total_bytes(tensor for tensor in folded if len(tensor.shape) == 2) if kind != "gpu" else 0
+    packed = total_bytes(tensor for tensor in folded if len(tensor.shape) == 2) if kind == "cpu" else 0
     converted = any(tensor.dtype in without and tensor.name != _TABLE for tensor in found)
     return Held(found + folded, packed, converted)
 

@@ -162,3 +162,18 @@ def test_corner_shapes_export(fields: dict[str, int], mla_config: MythosConfig, 
         wanted = model(torch.from_numpy(ids), 3).logits.numpy()
     got = engines.load(bundle.path).logits(ids, 3)
     assert np.abs(got - wanted).max() <= 1e-4 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_without_a_prelude(precision: str, mla_config: MythosConfig, make_bundle) -> None:  # type: ignore[no-untyped-def]
+    """There the embedding's rows, which are stored in half precision, are what the Loop begins with."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    import engines
+
+    config = replace(mla_config, prelude_layers=0)
+    wanted = engines.load(make_bundle(config).path).logits([[1, 2, 3]], 3)
+    got = engines.load(make_bundle(config, precision=precision).path).logits([[1, 2, 3]], 3)
+    assert np.abs(got - wanted).max() <= 0.05 * np.ptp(wanted)

@@ -7,10 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+
+from mythos_export.bundle import Bundle
+from mythos_export.commands import triton as command
+from mythos_export.planning.devices import find_device
+from mythos_export.planning.models import stored_from_config
+from mythos_export.planning.plan import Question, memory_of
+from reference_model.config import MythosConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +109,19 @@ def test_the_kserve_file(bundle: Path, tmp_path: Path) -> None:
     memory = yaml.safe_load(file.read_text())["spec"]["predictor"]["model"]["resources"]["limits"]["memory"]
     assert (first["spec"]["predictor"]["model"]["resources"]["limits"]["memory"], memory) == ("5Gi", "13Gi")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "repo", "service.yaml"}
+
+
+def test_a_pod_has_room_for_what_weights_become_when_loaded(
+    make_bundle: Callable[..., Bundle], mla_config: MythosConfig
+) -> None:
+    """Portable int4 is dequantised at load, and packed for the CPU's kernels: its files say nothing of that."""
+    config = replace(mla_config, dim=128, expert_dim=128)
+    bundle = make_bundle(config, precision="int4")
+    question = Question(context=8, loops=2, batch=1, chunk=8, device=find_device("cpu-ddr5-5600"))
+    planned = memory_of(stored_from_config("tiny", config, "portable", "int4"), question)
+    found = command._in_memory(bundle)
+    assert found == planned.weights_held + planned.packing
+    assert found > 4 * bundle.total_bytes
 
 
 _SERVICE = ("--kserve", "{tmp}/s.yaml", "--storage-uri", "s3://b/m", "--image", "r/i:1")

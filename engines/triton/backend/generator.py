@@ -27,12 +27,13 @@ from engines.triton.backend.replies import Cancellations, Client, Outbox
 from engines.triton.backend.reply import Reply
 from engines.triton.backend.wording import as_sent
 from engines.triton.contract import GENERATOR_INPUTS
-from engines.triton.repository.record import RECORD, read_record
+from engines.triton.repository.record import read_record
 from engines.triton.settings import read_settings
 
 __all__ = ["TritonPythonModel"]
 
 _BROKEN = 70  # exit code of a process with a defect
+_LAST_SECONDS = 5.0  # for the answers that are on their way when it ends
 _INPUTS = [port.name for port in GENERATOR_INPUTS]
 _LONGEST_TOKEN = 128  # characters; a text of more than this per token of max_seq_len is refused before it is encoded
 
@@ -52,10 +53,11 @@ class TritonPythonModel:
         bundle = folder / args["model_version"] / "bundle"
         self._engine: Engine = engines.load(bundle, threads=threads, spinning=False)
         self._has_text = "tokenizer.json" in self._engine.manifest.files
-        self._scheduler = Scheduler(self._engine, ServingLimits(**settings, sharers=_generators(folder.parent)))
+        sharers = 1 if "cache_bytes" in settings else _generators(folder.parent)
+        self._scheduler = Scheduler(self._engine, ServingLimits(**settings, sharers=sharers))
         self._metrics = Metrics(args["model_name"])
         self._outbox = Outbox()
-        self._cancellations = Cancellations(after_round=self._look_around)
+        self._cancellations = Cancellations(after_round=self._look_around, on_defect=self._give_up)
         self._scheduler.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -67,7 +69,7 @@ class TritonPythonModel:
             except QueueFull as error:
                 _refuse(client, str(error), pb_utils.TritonError.UNAVAILABLE)
             except EngineError as error:
-                _refuse(client, as_sent(str(error)), pb_utils.TritonError.INVALID_ARG)
+                _refuse(client, str(error), pb_utils.TritonError.INVALID_ARG)
             except Exception as error:  # noqa: BLE001  (ours; left to Triton, it answers behind the back of `client`)
                 traceback.print_exc()
                 _refuse(client, f"this server has a defect: {one_line(error)}", pb_utils.TritonError.INTERNAL)
@@ -81,9 +83,13 @@ class TritonPythonModel:
 
     def _look_around(self) -> None:
         self._metrics.show(self._scheduler.stats, self._scheduler.load)
-        if self._scheduler.broken:
-            self._outbox.close()
-            os._exit(_BROKEN)  # a model that only refuses would stay ready; a process that has ended is replaced
+        if self._scheduler.broken or self._outbox.broken:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """A model that only refuses would stay ready; a process that has ended is replaced."""
+        self._outbox.close(timeout=_LAST_SECONDS)  # a client that takes nothing must not keep it
+        os._exit(_BROKEN)
 
     def _accept(self, request: Any, client: Client) -> None:
         tensors = _tensors(request)
@@ -102,10 +108,19 @@ class TritonPythonModel:
         reply = Reply(client, options, len(work.ids), tokenizer, self._outbox, self._cancellations)
         self._cancellations.watch(client, reply.cancel)
         try:
-            self._scheduler.submit(work, reply)
+            self._submit(work, reply)
         except BaseException:
             self._cancellations.forget(client)
             raise
+
+    def _submit(self, work: Request, reply: Reply) -> None:
+        """Only what is refused here has our names in it: errors of `read_options` hold the sender's own words."""
+        try:
+            self._scheduler.submit(work, reply)
+        except QueueFull:
+            raise
+        except EngineError as error:
+            raise EngineError(as_sent(str(error))) from error
 
     def _check_length(self, ids: NDArray[Any] | None) -> None:
         """Before each becomes an object of Python: millions would hold up everybody for seconds."""
@@ -124,8 +139,11 @@ class TritonPythonModel:
 
 
 def _generators(repository: Path) -> int:
-    """How many share this machine's memory."""
-    return len(read_record(repository).entries) if (repository / RECORD).is_file() else 1
+    """How many share this machine's memory; 1 where no usable record says so: a model is complete without it."""
+    try:
+        return len(read_record(repository).entries)
+    except EngineError:
+        return 1
 
 
 def _tensors(request: Any) -> dict[str, Any]:

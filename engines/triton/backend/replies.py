@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -62,9 +63,14 @@ class Client:
 
 
 class Outbox:
-    """Sends in the order given."""
+    """Sends in the order given.
+
+    Attributes:
+        broken: a defect has ended its thread, and nobody is answered any more.
+    """
 
     def __init__(self) -> None:
+        self.broken = False
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -73,22 +79,31 @@ class Outbox:
         """Have something sent; it must not raise."""
         self._queue.put(send)
 
-    def close(self) -> None:
-        """Send what is left, and end."""
+    def close(self, timeout: float | None = None) -> None:
+        """Send what is left, and end; after `timeout` seconds without waiting for it any longer."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (send := self._queue.get()) is not None:
-            send()
+        try:
+            while (send := self._queue.get()) is not None:
+                send()
+        except BaseException:
+            self.broken = True
+            raise
 
 
 class Cancellations:
     """Asks Triton every 50 ms which clients have gone: one question takes longer than a token's share of a step."""
 
-    def __init__(self, after_round: Callable[[], None]) -> None:
-        """Begin; `after_round` is called after each round, from the same thread."""
-        self._after_round = after_round
+    def __init__(self, after_round: Callable[[], None], on_defect: Callable[[], None]) -> None:
+        """Begin.
+
+        Args:
+            after_round: called after each round, from the same thread.
+            on_defect: called once, from the same thread, when anything has raised; no round follows.
+        """
+        self._after_round, self._on_defect = after_round, on_defect
         self._watched: dict[Client, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -111,11 +126,19 @@ class Cancellations:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(_POLL_SECONDS):
-            with self._lock:
-                watched = list(self._watched.items())
-            for client, cancel in watched:
-                if client.has_gone():
-                    self.forget(client)
-                    cancel()
-            self._after_round()
+        try:
+            while not self._ended.wait(_POLL_SECONDS):
+                self._round()
+        except BaseException:
+            traceback.print_exc()  # first: `on_defect` may not return
+            self._on_defect()
+            raise
+
+    def _round(self) -> None:
+        with self._lock:
+            watched = list(self._watched.items())
+        for client, cancel in watched:
+            if client.has_gone():
+                self.forget(client)
+                cancel()
+        self._after_round()

@@ -36,6 +36,7 @@ class Reply:
         self._text = tokenizer.stream() if tokenizer else None
         self._stop_words = StopWords(options.stop_words)
         self._cancelled = False
+        self._has_gap = False  # a response was lost; the outbox's own
         self._tokens: list[int] = []  # since the last response, as are the next two
         self._depths: list[int] = []
         self._pieces: list[str] = []
@@ -90,7 +91,7 @@ class Reply:
         self._outbox.put(lambda: self._send(response, final=bool(reason)))
 
     def _fail(self, message: str, code: int) -> None:
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+        response = _error(message, code)
         self._outbox.put(lambda: self._send(response, final=True))
         self._end()
 
@@ -98,8 +99,17 @@ class Reply:
         self._cancellations.forget(self._client)
 
     def _send(self, response: Any, *, final: bool) -> None:
+        """After one that was lost only the end is sent, an error: what has a gap is no answer."""
+        if self._has_gap and not final:
+            return
+        if self._has_gap:
+            response = _error("a response could not be sent", pb_utils.TritonError.INTERNAL)
         if not self._client.send(response, final=final):
-            self._cancelled = True
+            self._cancelled = self._has_gap = True
+
+
+def _error(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _text(name: str, value: str) -> Any:

@@ -18,7 +18,7 @@ from engines.triton.repository.texts import model_py, requirements
 from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.data_references import data_references
 
-__all__ = ["write_generator", "write_tensors"]
+__all__ = ["bundle_folder", "write_generator", "write_tensors"]
 
 _VERSION = "1"
 _OF_A_GRAPH = ("max_loops", "threads")
@@ -34,6 +34,11 @@ class _Artifact:
     shape_tensors: tuple[str, ...] = ()
     plans: dict[str, str] = field(default_factory=dict)  # file by compute capability
     notes: list[str] = field(default_factory=list)
+
+
+def bundle_folder(folder: Path) -> Path:
+    """Where a model of the Python backend has its bundle."""
+    return folder / _VERSION / "bundle"
 
 
 def write_generator(bundle: Bundle, name: str, settings: Mapping[str, int], folder: Path, placer: Placer) -> None:
@@ -95,7 +100,7 @@ def _write_config(config: Any, folder: Path) -> Path:
 
 
 def _place_python(bundle: Bundle, folder: Path, module: Literal["generator", "tensors"], placer: Placer) -> None:
-    placer.place_bundle(bundle, folder / _VERSION / "bundle")
+    placer.place_bundle(bundle, bundle_folder(folder))
     (folder / _VERSION / "model.py").write_text(model_py(module), encoding="utf-8")
     (folder / "requirements.txt").write_text(requirements(bundle), encoding="utf-8")
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineError
 from engines.triton.contract import load_metric
 from engines.triton.repository.config import parse_config
+from engines.triton.repository.folders import bundle_folder
 from engines.triton.repository.record import RECORD, Entry, Record, read_record
+from mythos_export.bundle import Bundle
 
 __all__ = ["check_service", "inference_service"]
+
+Weigh = Callable[[Bundle], int]
 
 # What KServe's storage initialiser takes.
 _SCHEMES = (
@@ -26,7 +31,7 @@ _SCHEMES = (
 )
 _MAX_NAME = 63 - len("-predictor")  # a label of the domain name system, as the service within has it
 _GIB = 1 << 30
-_LOADED = 1.25  # of a model's files, what it takes in memory: ONNX Runtime packs weights anew
+_LOADED = 1.15  # of what weights are counted to take, what they do at most
 _SERVER = 2 * _GIB  # Triton itself, a Python process for each model
 _SHARED = 1 * _GIB  # /dev/shm: through it the server and its Python processes hand each other tensors
 _USUAL_THREADS = 2
@@ -72,19 +77,19 @@ spec:
         exec:
           command: {probe}
         periodSeconds: 10
-        timeoutSeconds: 20
+        timeoutSeconds: 30
         failureThreshold: 90
       readinessProbe:
         exec:
           command: {probe}
         periodSeconds: 30
-        timeoutSeconds: 20
+        timeoutSeconds: 30
         failureThreshold: 2
       livenessProbe:
         exec:
           command: {probe}
         periodSeconds: 30
-        timeoutSeconds: 20
+        timeoutSeconds: 30
         failureThreshold: 3
       volumeMounts:
         - name: shared-memory
@@ -109,19 +114,21 @@ _METRIC = """\
 """
 
 
-def inference_service(repository: Path, *, storage_uri: str, image: str) -> str:
+def inference_service(repository: Path, *, storage_uri: str, image: str, weigh: Weigh) -> str:
     """The YAML of a service over a repository that `write_repository` has made.
 
-    Memory is what the models' files and caches take, so every generator must have its `cache_bytes`: by itself it
+    Memory is what the models' weights and caches take, so every generator must have its `cache_bytes`: by itself it
     would take a share of the whole machine's.
 
     Args:
         storage_uri: where the repository will lie.
+        weigh: bytes of a bundle's weights in a process that has loaded it, which is not what its files take.
         image: of the container, with the server and what the models' `requirements.txt` list.
 
     Raises:
         EngineError: not a repository of ours, a URI that KServe does not take, no name of an image, a generator without
             `cache_bytes`, two that the metrics cannot tell apart.
+        BundleError: a generator's bundle is damaged.
     """
     _check_storage_uri(storage_uri)
     _check_image(image)
@@ -130,6 +137,7 @@ def inference_service(repository: Path, *, storage_uri: str, image: str) -> str:
     generators = [entry.generator for entry in record.entries]
     _check_metrics(generators)
     cache = sum(each["cache_bytes"] for each in settings)
+    weights = math.ceil(_LOADED * sum(_weights(repository, entry, weigh) for entry in record.entries))
     name = _service_name(record.entries[0].generator)
     return _SERVICE.format(
         name=name,
@@ -139,7 +147,7 @@ def inference_service(repository: Path, *, storage_uri: str, image: str) -> str:
         metrics="".join(_METRIC.format(metric=load_metric(name), target=_LOAD) for name in generators).rstrip(),
         probe=json.dumps(["python3", "-m", "engines.triton.probe", "--models", ",".join(generators)]),
         shared=_SHARED // _GIB,
-        resources=_indented(_resources(repository, record, settings, cache), 10),
+        resources=_indented(_resources(record, settings, weights + cache), 10),
     )
 
 
@@ -210,21 +218,19 @@ def _settings(repository: Path, entry: Entry) -> dict[str, int]:
     return {key: int(settings[key]) for key in _READ if key in settings}
 
 
-def _resources(repository: Path, record: Record, settings: list[dict[str, int]], cache: int) -> dict[str, str]:
-    files = sum(_size(repository / name) for name in record.names())
-    memory = math.ceil((files * _LOADED + cache + _SERVER + _SHARED) / _GIB)
+def _weights(repository: Path, entry: Entry, weigh: Weigh) -> int:
+    """For each model of a bundle; one on a GPU passes through the host's memory too."""
+    bundle = Bundle.open(bundle_folder(repository / entry.generator), check_hashes=False)
+    return weigh(bundle) * len(entry.names())
+
+
+def _resources(record: Record, settings: list[dict[str, int]], held: int) -> dict[str, str]:
+    memory = math.ceil((held + _SERVER + _SHARED) / _GIB)
     threads = sum(each.get("threads", _USUAL_THREADS) for each in settings)
     resources = {"cpu": str(threads), "memory": f"{memory}Gi"}
-    if any(entry.device == "gpu" for entry in record.entries):
+    if any(entry.device == "gpu" and entry.tensors is not None for entry in record.entries):
         resources["nvidia.com/gpu"] = "1"
     return resources
-
-
-def _size(folder: Path) -> int:
-    try:
-        return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-    except OSError as error:
-        raise EngineError(f"{folder}: cannot be read ({error.strerror or error})") from error
 
 
 def _indented(values: dict[str, Any], by: int) -> str:

@@ -199,7 +199,7 @@ def _check_names(request: _Request, before: Record | None, *, force: bool) -> No
                 f"{destination}: {' and '.join(sorted(request.names))} must be free, and {entry.generator} is there; "
                 "pass another --name"
             )
-    for name in sorted(request.names):
+    for name in sorted(request.names | _left_out(request, before)):
         path = destination / name
         if name not in before.names() and (path.is_symlink() or path.exists()):
             raise EngineError(f"{path}: exists and is not mythos-export's; pass another --name")

@@ -77,6 +77,24 @@ def test_a_body_in_which_all_depends_on_the_depth_is_an_error() -> None:
         Hoist()(model)
 
 
+def test_another_domain_s_op_of_a_weight_stays() -> None:
+    """It is elementwise by name only."""
+    model = graph()
+    node = next(node for node in body_of(model) if node.op_type == "Neg")
+    node.domain = "mythos"
+    Hoist()(model)
+    assert node.graph is body_of(model)
+
+
+@pytest.mark.parametrize("shape", [["n", 1], []])
+def test_a_state_that_changes_its_rank_is_refused(shape: list[int | str]) -> None:
+    """Its shape would be read off what it was before the first depth."""
+    model = graph()
+    body_of(model).inputs[2].shape = ir.Shape(shape)
+    with pytest.raises(ir.passes.PreconditionError, match="carried has shape"):
+        Hoist()(model)
+
+
 def test_an_output_of_the_body_stays() -> None:
     """A Loop's result has to be made in its body, be it the same every time."""
     captured, carried = value("captured", FLOAT, ["n"]), value("carried", FLOAT, ["n"])

@@ -28,6 +28,7 @@ from reference_model.config import MythosConfig
 MakeBundle = Callable[..., Bundle]
 TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 16: "bfloat16", 17: "float8e4m3fn", 22: "int4"}
 ON_CPU = [(target, each) for target in ("portable", "onnxruntime") for each in TARGETS[target].precisions]
+RUNTIME_ITSELF = 20e6  # bytes, of what is no weight
 # Loads a bundle, generates, and prints how much memory of its own the process has gained (Linux).
 GAINED = """
 import re, sys
@@ -98,4 +99,4 @@ def test_a_process_takes_what_is_planned(
     question = Question(context=8, loops=2, batch=1, chunk=8, device=find_device("cpu-ddr5-5600"))
     memory = memory_of(stored_from_config("large", large, target, precision), question)
     planned = memory.weights_held + memory.packing
-    assert int(ran.stdout) == pytest.approx(planned, rel=0.15, abs=12e6)
+    assert memory.weights_held <= int(ran.stdout) <= 1.05 * planned + RUNTIME_ITSELF

@@ -258,6 +258,15 @@ def test_a_model_that_someone_has_replaced_by_a_link_stays(toy: MakeToy, tmp_pat
     assert (tmp_path / "elsewhere" / "1" / "model.py").is_file()
 
 
+def test_a_link_that_is_no_longer_wanted_is_not_removed(toy: MakeToy, tmp_path: Path) -> None:
+    destination = written(toy(), tmp_path / "repo").path
+    (destination / "m-tensors").rename(tmp_path / "elsewhere")
+    (destination / "m-tensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EngineError, match="m-tensors: is no longer what mythos-export wrote"):
+        written(toy(), destination, tensors=False, force=True)
+    assert (destination / "m-tensors").is_symlink() and (tmp_path / "elsewhere" / "config.pbtxt").is_file()
+
+
 @pytest.mark.parametrize(("first", "second"), [("m", "m-tensors"), ("m-tensors", "m")])
 def test_one_bundles_generator_is_not_anothers_tensors(toy: MakeToy, tmp_path: Path, first: str, second: str) -> None:
     destination = written(toy(), tmp_path / "repo", name=first).path
