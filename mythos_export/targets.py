@@ -70,14 +70,14 @@ def settled(choices: Choices, target: str, config: MythosConfig, precision: str)
 
 
 def _portable(config: MythosConfig, precision: str, choices: Choices) -> Passes:
-    return [*_common(config), passes.SpreadPast()]
+    return [*_common(config, past_first=True), passes.SpreadPast()]
 
 
-def _common(config: MythosConfig) -> Passes:
+def _common(config: MythosConfig, *, past_first: bool) -> Passes:
     return [
         passes.LowerNorm(),
         passes.LowerRotary(),
-        _attention(config),
+        _attention(config, past_first=past_first),
         passes.LowerMoEGrouped(
             experts=config.n_experts, top_k=config.n_experts_per_tok, dim=config.dim, expert_dim=config.expert_dim
         ),
@@ -86,13 +86,14 @@ def _common(config: MythosConfig) -> Passes:
     ]
 
 
-def _attention(config: MythosConfig) -> ir.passes.InPlacePass:
+def _attention(config: MythosConfig, *, past_first: bool) -> ir.passes.InPlacePass:
     if config.attn_type == "mla":
         return passes.LowerLatentAttention(
             heads=config.n_heads,
             nope_dim=config.qk_nope_head_dim,
             rope_dim=config.qk_rope_head_dim,
             v_dim=config.v_head_dim,
+            past_first=past_first,
         )
     return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
 
@@ -145,7 +146,7 @@ def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
 
 def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
     dense = passes.LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)
-    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _common(config)]
+    return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _common(config, past_first=False)]
 
 
 def _tensorrt_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:

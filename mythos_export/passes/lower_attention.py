@@ -29,8 +29,16 @@ class LowerLatentAttention(Lowering):
 
     op_type = "LatentAttention"
 
-    def __init__(self, *, heads: int, nope_dim: int, rope_dim: int, v_dim: int) -> None:
+    def __init__(self, *, heads: int, nope_dim: int, rope_dim: int, v_dim: int, past_first: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            past_first: multiply the past with the queries, and turn the scores over, instead of the queries with the
+                past turned over. A CPU lays out its right operand anew for every product (ONNX Runtime's MLAS does):
+                so that is the queries, a few rows, and not the whole past.
+        """
         self.heads, self.nope_dim, self.rope_dim, self.v_dim = heads, nope_dim, rope_dim, v_dim
+        self._past_scores = _scores_past_first if past_first else _scores_of
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = given(node)
@@ -42,8 +50,8 @@ class LowerLatentAttention(Lowering):
         q_latent = self._fold_heads(build, q_latent, lengths, rank)
         q_rope = _heads_first(build, _scaled(build, q_rope, scale, self.rope_dim))
         q_rope = self._fold_heads(build, q_rope, lengths, self.rope_dim)
-        past = build.op("Add", [_scores(build, q_latent, past_latent), _scores(build, q_rope, past_rope)])
-        new = build.op("Add", [_scores(build, q_latent, latent), _scores(build, q_rope, rope)])
+        past = self._past_scores(build, (q_latent, q_rope), (past_latent, past_rope))
+        new = _scores_of(build, (q_latent, q_rope), (latent, rope))
         rows = lengths.times(build, build.ints(self.heads))
         attended = _weigh(
             build, (past, new), visible, (past_latent, latent), lengths, self.heads, [rows]
@@ -125,9 +133,23 @@ def _heads_first(build: Builder, x: ir.Value) -> ir.Value:
     return build.op("Transpose", [x], perm=[0, 2, 1, 3])
 
 
-def _scores(build: Builder, query: ir.Value, rows: ir.Value) -> ir.Value:
-    """[b, h * s, k] x [b, t, k] -> [b, h * s, t]."""
-    return build.op("MatMul", [query, build.op("Transpose", [rows], perm=[0, 2, 1])])
+_Pair = tuple[ir.Value, ir.Value]  # the latent part and the rotated one
+
+
+def _scores_of(build: Builder, queries: _Pair, rows: _Pair) -> ir.Value:
+    """[b, h * s, k] x [b, t, k] -> [b, h * s, t], both parts added up."""
+    return build.op("Add", [_times_transposed(build, query, part) for query, part in zip(queries, rows)])
+
+
+def _scores_past_first(build: Builder, queries: _Pair, rows: _Pair) -> ir.Value:
+    """The same, as [b, t, k] x [b, h * s, k] -> [b, t, h * s], turned over at the end."""
+    turned = build.op("Add", [_times_transposed(build, part, query) for query, part in zip(queries, rows)])
+    return build.op("Transpose", [turned], perm=[0, 2, 1])
+
+
+def _times_transposed(build: Builder, left: ir.Value, right: ir.Value) -> ir.Value:
+    """[b, m, k] x [b, n, k] -> [b, m, n]."""
+    return build.op("MatMul", [left, build.op("Transpose", [right], perm=[0, 2, 1])])
 
 
 def _weigh(

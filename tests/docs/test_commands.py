@@ -25,6 +25,7 @@ from tests.docs.shell import Shell, missing_for
 
 # By page: how a block begins that no test runs, and why not.
 NOT_RUN = {
+    ("docs/performance.md", "mythos-export --scale 1b --no-validate --output f32"): "half an hour and 17 GB",
     (
         "docs/serving.md",
         "mythos-export --scale nano\nmythos-export --scale nano --precision int8\n",
