@@ -12,7 +12,7 @@ from tests.docs.pages import PAGES, blocks, names
 INLINE = {
     ("CONTRIBUTING.md", "CI=1 make test"): "runs these tests",
     ("CONTRIBUTING.md", "pytest -m dear"): "runs these tests",
-    ("docs/performance.md", "python -m tools.moe_formulations --tokens 1,8,32,128 --rounds 5"): (
+    ("docs/performance.md", "python -m tools.moe_formulations --tokens 1,8,32,128 --rounds 3"): (
         "what a table was measured with; tests/tools/test_moe_formulations.py tries its parts in small"
     ),
     (
