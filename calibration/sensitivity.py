@@ -198,6 +198,8 @@ class _Changed:
     def __init__(self, source: WeightSource, changed: Mapping[str, Tensor]) -> None:
         self._source, self._changed = source, changed
         self.config = source.config
+        self.config_problem = source.config_problem
+        self.wrappers = source.wrappers
         self.names, self.shape, self.describe, self.dtype = source.names, source.shape, source.describe, source.dtype
         self.rope_table = source.rope_table
 

@@ -88,7 +88,8 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         LintFailed: the target's runtime would not take a graph.
         ParityFailed: the comparison failed; nothing is left behind.
     """
-    check_fit(request.source, request.config)
+    for note in check_fit(request.source, request.config):
+        report.say(note)
     radius = spectral_radius(request.source)
     with staged(request.output, force=request.force) as folder:
         chosen = _choose(request, folder, report)

@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 from calibration.choose import QuantizeOptions
 from calibration.methods import METHODS
 from calibration.recipe import Ranges, Recipe
+from mythos_export.model_choice import RequestError
 from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS, quantization_of
-from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
-from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
+from reference_model.config import MythosConfig
 
-__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "quantize_options", "resolve_model"]
+__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "quantize_options"]
 
-_HARMLESS = ("dropout", "max_output_tokens", "max_seq_len")  # do not change what the weights compute
 _KEPT_SHARE = 0.05  # of the weights, for --keep auto
-_MOST_PARAMETERS = 1 << 60  # their bytes still count in 64 bits
-
-
-class RequestError(ValueError):
-    """Options that contradict each other or ask for what there is not."""
-
-
-def resolve_model(
-    scale: str | None, config_file: Path | None, checkpoint: Path | None, attn: str | None, seed: int
-) -> tuple[str, MythosConfig, WeightSource]:
-    """Which model: its name, its shape, its weights.
-
-    Raises:
-        RequestError: no model is named, or two are.
-        ConfigError, CheckpointError: the model's shape or weights are no good.
-    """
-    if scale is not None and config_file is not None:
-        raise RequestError("--scale and --config both name a model; give one")
-    if attn not in (None, "mla", "gqa"):
-        raise RequestError(f"--attn is {attn!r}; it must be mla or gqa")
-    if not 0 <= seed < 1 << 63:
-        raise RequestError(f"--seed is {seed}; it must lie in 0..2^63-1")
-    config = _named_config(scale, config_file)
-    if config is not None:
-        _check_size(config)
-        config = config.with_attention(attn) if attn is not None else config
-    source = open_checkpoint(checkpoint) if checkpoint is not None else None
-    config = _agree(config, source, checkpoint)
-    if attn not in (None, config.attn_type):
-        raise RequestError(f"--attn is {attn}, but the checkpoint's model has {config.attn_type} attention")
-    name = scale or (config_file or checkpoint or Path("model")).stem
-    return _file_name(name), config, source or SeededWeights(config, seed)
-
-
-def _named_config(scale: str | None, config_file: Path | None) -> MythosConfig | None:
-    if scale is not None:
-        return config_for_scale(scale)
-    return MythosConfig.from_file(config_file) if config_file is not None else None
-
-
-def _config_beside(checkpoint: Path | None) -> MythosConfig | None:
-    """The `config.json` next to a checkpoint file, where it is one of ours."""
-    file = checkpoint.with_name("config.json") if checkpoint is not None and checkpoint.is_file() else None
-    if file is None or not file.is_file():
-        return None
-    try:
-        return MythosConfig.from_file(file)
-    except ConfigError:  # another tool's
-        return None
-
-
-def _agree(named: MythosConfig | None, source: WeightSource | None, checkpoint: Path | None) -> MythosConfig:
-    own = (source.config or _config_beside(checkpoint)) if source is not None else None
-    if named is None and own is None:
-        raise RequestError(f"which model? give --scale (nano, {', '.join(SCALES)}) or --config FILE")
-    if named is None or own is None:
-        return own or named  # type: ignore[return-value]
-    for field in fields(MythosConfig):
-        said, wanted = getattr(own, field.name), getattr(named, field.name)
-        if said != wanted and field.name not in _HARMLESS:
-            raise RequestError(
-                f"the checkpoint was made with {field.name} {said}, not {wanted}; leave out --scale or --config"
-            )
-    return named
-
-
-def _check_size(config: MythosConfig) -> None:
-    weights = sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    if weights > _MOST_PARAMETERS:
-        raise ConfigError(
-            f"the config has {weights:.1e} parameters, more than fit in any file; check its dims and counts"
-        )
 
 
 def check_target(target: str, precision: str, opset: int | None) -> int:
@@ -216,10 +141,3 @@ def find_tokenizer(checkpoint: Path | None) -> Path | None:
             f"{file}: not a tokenizer ({' '.join(str(error).split())[:120]}); repair or remove it"
         ) from error
     return file
-
-
-def _file_name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")
-    if not name:
-        raise ConfigError(f"{text!r} gives no usable name; pass --output")
-    return name

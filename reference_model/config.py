@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from reference_model import nano
+from reference_model.config_fields import problem_of, without_foreign_fields
 
-__all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale"]
+__all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale", "read_json_object"]
 
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_COUNT = 1 << 31
@@ -99,16 +100,24 @@ class MythosConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MythosConfig:
-        """Build from a mapping; absent fields take open-mythos' defaults.
+        """Build from a mapping; absent fields take open-mythos' defaults, those of other tools are passed over.
 
         Raises:
             ConfigError: an unknown field, or a value that the class refuses.
         """
+        if (problem := problem_of(values)) is not None:
+            raise ConfigError(problem)
+        own = without_foreign_fields(values)
+        if values and not own:
+            raise ConfigError("holds no field of open-mythos, so another tool's")
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(own) - known)
         if unknown:
-            raise ConfigError(f"unknown config field {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return cls(**values)
+            raise ConfigError(
+                f"unknown config field {unknown[0][:80]!r}, which could change the model; if it does not, remove it "
+                f"or name a config without it by --config. Known: {', '.join(sorted(known))}"
+            )
+        return cls(**own)
 
     @classmethod
     def from_file(cls, path: Path) -> MythosConfig:
@@ -117,22 +126,7 @@ class MythosConfig:
         Raises:
             ConfigError: the file is missing, too large, not a JSON object, or not a valid config.
         """
-        try:
-            if not path.is_file() and path.exists():
-                raise ConfigError(f"{path}: cannot be read (not a regular file)")
-            with path.open("rb") as file:
-                content = file.read(_MAX_CONFIG_BYTES + 1)
-            if len(content) > _MAX_CONFIG_BYTES:
-                raise ConfigError(f"{path}: larger than 1 MiB, so not a model config")
-            values = json.loads(content.decode("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{path}: not valid JSON ({_one_line(error)})") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected a JSON object of config fields, got {type(values).__name__}")
+        values = read_json_object(path)
         try:
             return cls.from_dict(values)
         except ConfigError as error:
@@ -170,6 +164,31 @@ class MythosConfig:
             raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.n_experts_per_tok > self.n_experts:
             raise ConfigError(f"n_experts_per_tok {self.n_experts_per_tok} (top-k) exceeds n_experts {self.n_experts}")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a `config.json` holds, its fields unchecked.
+
+    Raises:
+        ConfigError: the file is missing, too large, or not a JSON object.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise ConfigError(f"{path}: cannot be read (not a regular file)")
+        with path.open("rb") as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(content) > _MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than 1 MiB, so not a model config")
+        values = json.loads(content.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: not valid JSON ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object of config fields, got {type(values).__name__}")
+    return values
 
 
 _INTS = tuple(field.name for field in fields(MythosConfig) if field.type == "int")

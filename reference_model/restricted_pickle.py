@@ -23,6 +23,13 @@ RESAVE = "save it again with torch.save(model.state_dict(), ...) or as safetenso
 _FSDP_ATTRIBUTES = {"_has_been_cloned": bool}
 # Objects of these names hold a run's settings. They are read as their values, whichever module they come from.
 _CONFIG_ENDINGS = ("Config", "Args", "Arguments", "Namespace", "AttributeDict")
+# What training scripts save beside the weights (states of random generators, versions, paths): read as nothing.
+_BESIDE = frozenset(
+    """_codecs.encode builtins.complex builtins.set collections.Counter collections.defaultdict
+    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct numpy.core.multiarray.scalar
+    numpy._core.multiarray.scalar numpy.ndarray numpy.dtype pathlib.Path pathlib.PosixPath pathlib.PurePosixPath
+    pathlib.WindowsPath pathlib.PureWindowsPath torch.torch_version.TorchVersion""".split()
+)
 _STORAGE_TYPES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -90,6 +97,19 @@ class PickledConfig(dict[Any, Any]):
         return dict(self) if self else self.attributes
 
 
+class _Nothing:
+    """Stands in for an object that is neither weights nor settings."""
+
+    def __new__(cls, *_: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+
 class _Ordered(collections.OrderedDict[Any, Any]):
     """An ordered dictionary without the attributes that a pickle may give it (a state dict's `_metadata`)."""
 
@@ -101,6 +121,7 @@ class _StandIn:
     """What a name of a pickle resolves to; a pickle can call it and cannot change it."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
@@ -165,16 +186,16 @@ def _marked_tensor(rebuild: object, kind: object, arguments: object, attributes:
     marks = attributes or {}
     if type(marks) is not dict or any(type(value) is not _FSDP_ATTRIBUTES.get(name) for name, value in marks.items()):
         raise PickleRefused(f"holds a tensor with attributes other than those that FSDP sets; {RESAVE}")
-    record: TensorRecord = rebuild(*arguments)  # type: ignore[operator, misc]  # one of ours
+    record: TensorRecord = rebuild(*arguments)  # type: ignore[misc]  # one of ours
     return record
 
 
-def _nothing(*_: object) -> None:
+def _no_place(*_: object) -> None:
     """Where a tensor was does not matter."""
 
 
 _TENSOR_V2, _TENSOR_V3, _PARAMETER = _StandIn(_tensor_v2), _StandIn(_tensor_v3), _StandIn(_parameter)
-_TENSOR_TYPE = _StandIn(_nothing)
+_TENSOR_TYPE = _StandIn(_no_place)
 _STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": _StandIn(_Ordered),
     "torch.Size": _StandIn(lambda sizes=(): _counts(tuple(sizes))),
@@ -183,7 +204,7 @@ _STAND_INS: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _PARAMETER,
     "torch._utils._rebuild_tensor_v2": _TENSOR_V2,
     "torch._utils._rebuild_tensor_v3": _TENSOR_V3,
-    "torch.device": _StandIn(_nothing),
+    "torch.device": _StandIn(_no_place),
     "torch.nn.parameter.Parameter": _TENSOR_TYPE,
     "torch.storage.UntypedStorage": torch.uint8,
     **{f"torch.{name}": dtype for name, dtype in _STORAGE_TYPES.items()},
@@ -223,8 +244,9 @@ def _resolve(name: str) -> Any:
     if name in _STAND_INS:
         return _STAND_INS[name]
     module, _, attribute = name.rpartition(".")
-    if attribute.endswith(_CONFIG_ENDINGS):
-        return type(attribute, (PickledConfig,), {})  # new each time: a pickle can set attributes of a class
+    stand_in = PickledConfig if attribute.endswith(_CONFIG_ENDINGS) else _Nothing if name in _BESIDE else None
+    if stand_in is not None:
+        return type(attribute, (stand_in,), {})  # new each time, for a pickle can set attributes of a class
     value = getattr(torch, attribute, None) if module == "torch" else None
     if isinstance(value, torch.dtype):
         return value
@@ -242,5 +264,5 @@ def _check_memo(stream: IO[bytes]) -> None:
     """Refuse object numbers far past the pickle's length, for which the interpreter would reserve memory."""
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and argument > stream.tell() - start:
+        if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and not 0 <= int(argument or 0) <= stream.tell() - start:
             raise PickleRefused(f"its pickle numbers objects that it does not have; {RESAVE}")

@@ -11,13 +11,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from reference_model.config import ConfigError, MythosConfig
-from reference_model.weight_source import CheckpointError, StoredTensor, StoredWeights, config_from_untrusted, reading
+from reference_model.config import MythosConfig
+from reference_model.weight_source import (
+    CheckpointError,
+    StoredTensor,
+    StoredWeights,
+    config_from_untrusted,
+    one_line,
+    reading,
+)
 
-__all__ = ["INDEX_SUFFIX", "SafetensorsWeights", "open_safetensors", "open_sharded"]
+__all__ = ["SafetensorsWeights", "open_safetensors", "open_safetensors_shards"]
 
-INDEX_SUFFIX = ".safetensors.index.json"
-_MAX_INDEX_BYTES = 64 << 20
 _DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -44,20 +49,19 @@ class SafetensorsWeights(StoredWeights):
     Args:
         path: what the user named.
         shards: name in the file -> the file that holds it.
-        config: what stands beside the files; else the first file's metadata may hold one.
 
     Raises:
         CheckpointError: a file is missing, damaged, or lacks a tensor it should hold.
     """
 
-    def __init__(self, path: Path, shards: Mapping[str, Path], config: MythosConfig | None, format: str) -> None:
+    def __init__(self, path: Path, shards: Mapping[str, Path], format: str) -> None:
         self.format = format
         self._shards = shards
         self._open: dict[Path, Any] = {}
         tensors: dict[str, StoredTensor] = {}
         for file in self._files():
             tensors |= _contents(file, [key for key, shard in shards.items() if shard == file])
-        super().__init__(path, tensors, config or _config_in_metadata(self._files()))
+        super().__init__(path, tensors, *_config_in_metadata(self._files()[0]))
 
     def _files(self) -> list[Path]:
         return sorted(set(self._shards.values()))
@@ -81,59 +85,20 @@ def open_safetensors(path: Path) -> SafetensorsWeights:
     """
     with reading(path), safe_open(str(path), framework="pt") as file:
         keys = list(file.keys())
-    return SafetensorsWeights(path, dict.fromkeys(keys, path), None, "safetensors")
+    return SafetensorsWeights(path, dict.fromkeys(keys, path), "safetensors")
 
 
-def open_sharded(path: Path, index: Path) -> SafetensorsWeights:
-    """Shards under an index; a `config.json` beside it gives the config.
+def open_safetensors_shards(path: Path, shards: Mapping[str, Path]) -> SafetensorsWeights:
+    """Safetensors files under an index.
 
     Args:
-        path: what the user named, the index or its directory.
-        index: the `*.safetensors.index.json` file.
+        path: what the user named.
+        shards: name in the file -> the file that holds it.
 
     Raises:
-        CheckpointError: the index is malformed or points outside its directory, or a shard is missing, damaged
-            or lacks a promised tensor.
+        CheckpointError: a shard is damaged or lacks a promised tensor.
     """
-    with reading(index):
-        if index.stat().st_size > _MAX_INDEX_BYTES:
-            raise CheckpointError(f"{index}: larger than 64 MiB, so not an index of shards")
-        document = json.loads(index.read_text(encoding="utf-8"))
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map of tensor names to shard files")
-    files = {name: _shard_file(index, name) for name in _distinct(index, weight_map)}
-    shards = {key: files[name] for key, name in weight_map.items()}
-    return SafetensorsWeights(path, shards, config_beside(index), "safetensors-sharded")
-
-
-def config_beside(path: Path) -> MythosConfig | None:
-    """The `config.json` in the same directory, if it is a valid open-mythos config."""
-    file = path.with_name("config.json")
-    try:
-        return MythosConfig.from_file(file) if file.is_file() else None
-    except ConfigError:
-        return None  # of another library: the user then names the config
-
-
-def _distinct(index: Path, weight_map: dict[str, object]) -> set[str]:
-    names = set()
-    for name in weight_map.values():
-        if not isinstance(name, str):
-            raise CheckpointError(f"{index}: a shard name is {type(name).__name__}, not a string")
-        names.add(name)
-    return names
-
-
-def _shard_file(index: Path, name: str) -> Path:
-    plain = name not in ("", ".", "..") and not any(character in name for character in "/\\\0:")
-    if not plain:
-        raise CheckpointError(f"{index}: shard {name[:80]!r} is not a plain file name; shards lie beside the index")
-    file = index.with_name(name)
-    with reading(file):
-        if not file.is_file():
-            raise CheckpointError(f"{index}: shard {name[:80]!r} is missing; download or copy it too")
-    return file
+    return SafetensorsWeights(path, shards, "safetensors-sharded")
 
 
 def _contents(path: Path, keys: list[str]) -> dict[str, StoredTensor]:
@@ -151,11 +116,13 @@ def _stored(path: Path, key: str, view: Any) -> StoredTensor:
     return StoredTensor(tuple(view.get_shape()), dtype)
 
 
-def _config_in_metadata(files: list[Path]) -> MythosConfig | None:
-    """The config that the first file's metadata holds, if it is a valid one."""
-    with reading(files[0]), safe_open(str(files[0]), framework="pt") as file:
+def _config_in_metadata(path: Path) -> tuple[MythosConfig | None, str | None]:
+    """The config that a file's metadata holds, or why it cannot be read."""
+    with reading(path), safe_open(str(path), framework="pt") as file:
         text = (file.metadata() or {}).get("config")
+    if not text:
+        return None, None
     try:
-        return config_from_untrusted(json.loads(text)) if text else None
-    except (ValueError, RecursionError):  # of another library: the user then names the config
-        return None
+        return config_from_untrusted(json.loads(text)), None
+    except (ValueError, RecursionError) as error:
+        return None, f"{path}: the config in its metadata is not valid: {one_line(error)}"

@@ -41,6 +41,8 @@ class SeededWeights:
 
     def __init__(self, config: MythosConfig, seed: int) -> None:
         self.config: MythosConfig | None = config
+        self.config_problem: str | None = None
+        self.wrappers: tuple[str, ...] = ()
         self.seed = seed
         self._shapes = parameter_shapes(config)
 

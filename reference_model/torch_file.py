@@ -36,7 +36,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mapping: torch.UntypedStorage | None = None
+        self._mapping: Any = None  # a torch.UntypedStorage of the whole file
         with reading(path), path.open("rb") as file:
             self._size = os.fstat(file.fileno()).st_size
             zipped = zipfile.is_zipfile(file)
@@ -59,8 +59,7 @@ class TorchFile:
             if self._mapping is None:
                 self._mapping = torch.UntypedStorage.from_file(os.fspath(self.path), False, self._size)
             numbers = self._mapping[start : start + length]
-            empty = torch.empty(0, dtype=record.dtype)
-            return empty.set_(numbers, record.offset, record.shape, record.stride)  # type: ignore[arg-type]
+            return torch.empty(0, dtype=record.dtype).set_(numbers, record.offset, record.shape, record.stride)
 
     def unmap(self) -> None:
         """Let go of the mapping: what was read so far lives only as long as its tensors."""

@@ -6,9 +6,10 @@ that (prefixes, the tied head, rope tables) is undone here, once, for all format
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from reference_model.config import ConfigError, MythosConfig
+from reference_model.tensor_names import NameClash, without_wrappers
 
 __all__ = [
     "CheckpointError",
@@ -30,7 +32,7 @@ __all__ = [
 
 # Upstream keeps its rotary tables as (complex) buffers; the model here computes its own.
 _RECOMPUTED = frozenset({"freqs_cis", "freqs_cis_mla"})
-_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+_NO_MEMORY = ("Cannot allocate memory", "not enough memory", "can't allocate memory")  # torch has no type for it
 _HEAD, _EMBED = "head.weight", "embed.weight"  # one tied tensor
 # A mapping counts as this process's memory for as long as a tensor of it lives, even the pages of others.
 # A new mapping after each so many bytes lets a reader that keeps nothing stay small.
@@ -51,6 +53,14 @@ class WeightSource(Protocol):
     @property
     def config(self) -> MythosConfig | None:
         """What the source itself says about the model, if anything."""
+
+    @property
+    def config_problem(self) -> str | None:
+        """Why what it says about the model cannot be read."""
+
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """What was taken off its names."""
 
     def names(self) -> frozenset[str]:
         """Names of all tensors."""
@@ -85,18 +95,29 @@ class StoredWeights(ABC):
         path: what the user named; stands first in every message.
         tensors: what the files hold, under the names in the files.
         config: what the files say about the model.
+        config_problem: why that cannot be read.
 
     Raises:
-        CheckpointError: the head is not tied to the embedding.
+        CheckpointError: the head is not tied to the embedding, or two tensors stand for one.
     """
 
     format: str
 
-    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor], config: MythosConfig | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, StoredTensor],
+        config: MythosConfig | None,
+        config_problem: str | None = None,
+    ) -> None:
         self.path = path
         self.config = config
+        self.config_problem = config_problem
         self._tensors = tensors
-        names = _upstream_names(tensors)
+        try:
+            names, self.wrappers = without_wrappers(tensors)
+        except NameClash as error:
+            raise CheckpointError(f"{path}: without what wrappers add, {error}; save one model alone") from error
         self._tables = {name: key for name, key in names.items() if name in _RECOMPUTED}
         self._keys = {name: key for name, key in names.items() if name not in _RECOMPUTED}
         self._mapped_bytes = 0
@@ -205,9 +226,17 @@ def reading(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise _no_memory(path) from error
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # torch and safetensors raise nearly every type there is on a damaged file
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            raise _no_memory(path) from error
         raise CheckpointError(f"{path}: truncated or damaged ({one_line(error)}); copy or save it again") from error
+
+
+def _no_memory(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: not enough memory to read it; free some, or read it on a larger machine")
 
 
 def one_line(error: Exception) -> str:
@@ -228,18 +257,6 @@ def config_from_untrusted(values: object) -> MythosConfig:
         return MythosConfig.from_dict(values)
     except Exception as error:  # a value may be anything, up to one that cannot be printed
         raise ConfigError(one_line(error)) from error
-
-
-def _upstream_names(stored: Iterable[str]) -> dict[str, str]:
-    """Upstream's name -> name in the file, without wrapper prefixes."""
-    keys = {name: name for name in stored}
-    while keys and (prefix := _common_wrapper(keys)):
-        keys = {name.removeprefix(prefix): key for name, key in keys.items()}
-    return keys
-
-
-def _common_wrapper(names: Iterable[str]) -> str | None:
-    return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
 
 
 def _file_sha256(path: Path) -> str:

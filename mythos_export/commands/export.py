@@ -53,18 +53,19 @@ def run(options: Options) -> None:
     report = Reporter(quiet=options.json)
     from mythos_export.gates import GateFailed
     from mythos_export.lints import LintFailed
+    from mythos_export.model_choice import resolve_model
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
-    from mythos_export.requests import check_target, default_name, find_tokenizer, quantize_options, resolve_model
+    from mythos_export.requests import check_target, default_name, find_tokenizer, quantize_options
 
     checkpoint = options.checkpoint
     if options.scale == "nano" and checkpoint is None:
         checkpoint = nano.CHECKPOINT
     opset = check_target(options.target, options.precision, options.opset)
-    name, config, source = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
+    model = resolve_model(options.scale, options.config, checkpoint, options.attn, options.seed)
     quantize = quantize_options(
         options.target,
         options.precision,
-        config,
+        model.config,
         data=options.calibration_data,
         method=options.calibration_method,
         depths=options.calibration_loops,
@@ -72,11 +73,11 @@ def run(options: Options) -> None:
         recipe=options.recipe,
         keep=options.keep,
     )
-    name = default_name(name, options.attn, options.target, options.precision)
+    name = default_name(model.name, options.attn, options.target, options.precision)
     request = ExportRequest(
         name=name,
-        config=config,
-        source=source,
+        config=model.config,
+        source=model.source,
         output=options.output or Path(name),
         target=options.target,
         precision=options.precision,
@@ -87,6 +88,8 @@ def run(options: Options) -> None:
         force=options.force,
         command=("mythos-export", *sys.argv[1:]),
     )
+    for note in model.notes:
+        report.say(note)
     if checkpoint is None:
         report.say(f"no --checkpoint: the weights are random (seed {options.seed})")
     if options.dry_run:

@@ -59,6 +59,8 @@ class _Overlay:
     def __init__(self, source: WeightSource, stored: StoredWeights) -> None:
         self._source, self._stored = source, stored
         self.config = source.config
+        self.config_problem = source.config_problem
+        self.wrappers = source.wrappers
         self.names, self.shape, self.describe = source.names, source.shape, source.describe
         self.rope_table = source.rope_table
 

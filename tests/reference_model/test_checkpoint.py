@@ -172,13 +172,12 @@ class TestUpstream:
 
     def test_vocabulary_must_agree(self, config: MythosConfig, state: State, tmp_path: Path) -> None:
         torch.save({"model": state, "cfg": asdict(config), "vocab_size": 98}, tmp_path / "model.pt")
-        with pytest.raises(CheckpointError, match="vocab_size is 98 but cfg says 97"):
-            open_checkpoint(tmp_path / "model.pt")
+        assert "vocab_size is 98 but cfg says 97" in str(open_checkpoint(tmp_path / "model.pt").config_problem)
 
     def test_config_values_are_checked(self, config: MythosConfig, state: State, tmp_path: Path) -> None:
         torch.save({"model": state, "cfg": asdict(config) | {"n_heads": 5}}, tmp_path / "model.pt")
-        with pytest.raises(CheckpointError, match="cfg is not a valid config: dim 64 is not a multiple of n_heads 5"):
-            open_checkpoint(tmp_path / "model.pt")
+        problem = str(open_checkpoint(tmp_path / "model.pt").config_problem)
+        assert "cfg is not a valid config: dim 64 is not a multiple of n_heads 5" in problem
 
 
 class TestConfig:
@@ -187,19 +186,11 @@ class TestConfig:
         save_file(state, path, metadata={"config": config.to_json()})
         assert open_checkpoint(path).config == config
 
-    def test_beside_the_shards(self, config: MythosConfig, state: State, tmp_path: Path) -> None:
-        index = save_sharded(tmp_path, state)
-        (tmp_path / "config.json").write_text(config.to_json())
-        assert open_checkpoint(index).config == open_checkpoint(tmp_path).config == config
-
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"dim": -1}', '{"architectures": []}', "[" * 100_000])
     def test_of_another_library(self, text: str, state: State, tmp_path: Path) -> None:
         path = tmp_path / "model.safetensors"
         save_file(state, path, metadata={"config": text})
         assert open_checkpoint(path).config is None
-        index = save_sharded(tmp_path, state)
-        (tmp_path / "config.json").write_text(text)
-        assert open_checkpoint(index).config is None
 
 
 class TestTiedHead:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mythos_export.bundle import Bundle
-from mythos_export.requests import resolve_model
+from mythos_export.model_choice import resolve_model
 from reference_model import nano
 from reference_model.config import MythosConfig
 from tools.benchmarking.contestants import Spec
@@ -39,8 +39,8 @@ def read_model(given: argparse.Namespace, bundles: Sequence[Bundle]) -> Model:
     if given.scale == "nano" and checkpoint is None:
         checkpoint = nano.CHECKPOINT
     if not bundles:
-        _, config, source = resolve_model(given.scale, given.config, checkpoint, None, given.seed)
-        return Model(config, checkpoint, given.seed, source.describe())
+        model = resolve_model(given.scale, given.config, checkpoint, None, given.seed)
+        return Model(model.config, checkpoint, given.seed, model.source.describe())
     config, source_said = _of_bundle(bundles[0])
     for bundle in bundles[1:]:
         other = _of_bundle(bundle)
@@ -51,7 +51,7 @@ def read_model(given: argparse.Namespace, bundles: Sequence[Bundle]) -> Model:
                 "(the same --scale or --config, and the same --seed or --checkpoint)"
             )
     if given.scale is not None or given.config is not None:
-        _, asked, _ = resolve_model(given.scale, given.config, checkpoint, config.attn_type, given.seed)
+        asked = resolve_model(given.scale, given.config, checkpoint, config.attn_type, given.seed).config
         if asked != config:
             raise BenchmarkError(f"{bundles[0].path} is not of the model that --scale or --config names; leave it out")
     return _with_weights(config, source_said, checkpoint, bundles[0])
