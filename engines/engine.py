@@ -136,6 +136,7 @@ class Engine(ABC):
         top_p: float = 1.0,
         seed: int | None = None,
         stop: Stop = (),
+        ignore_eos: bool = False,
         attention_mask: Any = None,
         prefill_chunk: int | None = None,
     ) -> Iterator[Any]:
@@ -146,7 +147,9 @@ class Engine(ABC):
         Args:
             max_new_tokens: by default 128, or what `max_seq_len` leaves.
             temperature, top_k, top_p, seed: see `engines.sampling.Sampling`; greedy by default.
-            stop: a token id, or several entries, each an id or a sequence of ids that must come in a row.
+            stop: a token id, or several entries, each an id or a sequence of ids that must come in a row; they end an
+                answer as the bundle's own end ids do.
+            ignore_eos: go on after the bundle's own end ids.
             prefill_chunk: tokens per call of the graph; the whole prompt at once if None.
 
         Returns:
@@ -158,7 +161,7 @@ class Engine(ABC):
         """
         prompts, depths, count = self.plan(ids, loops, max_new_tokens=max_new_tokens, attention_mask=attention_mask)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        stops = Stops(stop, len(depths), self.manifest.limits.vocab_size)
+        stops = self.stops(stop, len(depths), ignore_eos=ignore_eos)
         chunk = _chunk(prefill_chunk)
 
         def tokens() -> Iterator[Any]:
@@ -179,6 +182,19 @@ class Engine(ABC):
         """
         prompts, depths = self._read(ids, loops, attention_mask)
         return Plan(prompts, depths, self._count(prompts, max_new_tokens))
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids of which any ends an answer, as the model's own files say."""
+        return list(self.manifest.text.end) if self.manifest.text is not None else []
+
+    def stops(self, stop: Stop, batch: int, *, ignore_eos: bool) -> Stops:
+        """What ends each sequence of a batch.
+
+        Raises:
+            EngineError: a stop is none.
+        """
+        return Stops(stop, batch, self.manifest.limits.vocab_size, () if ignore_eos else self.end_ids)
 
     def cached_loops(self, loops: int) -> int:
         """Depths that the cache of a batch holds whose deepest sequence has `loops`.

@@ -160,11 +160,12 @@ class RunningBatch:
 class Stops:
     """What ends a sequence: a token, or several in a row."""
 
-    def __init__(self, stop: Stop, batch: int, vocab: int) -> None:
+    def __init__(self, stop: Stop, batch: int, vocab: int, end_ids: Sequence[int] = ()) -> None:
         """Check the stops.
 
         Args:
             stop: a token id, or several entries, each an id or a sequence of ids that must come in a row.
+            end_ids: further ids, the model's own.
 
         Raises:
             EngineError: an entry is not that, or holds an id outside the vocabulary.
@@ -174,7 +175,7 @@ class Stops:
         if isinstance(stop, (str, bytes)) or not hasattr(stop, "__iter__"):
             raise EngineError(f"stop is {stop!r}; it must be a token id, or a list of them")
         entries = list(stop)
-        self._ends = tuple({self._entry(entry, vocab) for entry in entries})
+        self._ends = tuple({self._entry(entry, vocab) for entry in [*entries, *end_ids]})
         self._keep = max((len(end) for end in self._ends), default=0)
         self._tails: list[tuple[int, ...]] = [()] * batch
 

@@ -33,6 +33,7 @@ __all__ = [
     "ParitySummary",
     "QuantizationRecord",
     "TensorSpec",
+    "TextRecord",
     "file_entry",
     "is_bundle",
 ]
@@ -112,6 +113,18 @@ class QuantizationRecord(_Strict):
     kernels: dict[str, int]  # what ONNX Runtime runs for the quantised layers on a CPU
 
 
+TokenId = Annotated[int, Field(ge=0, lt=_MOST)]
+
+
+class TextRecord(_Strict):
+    """What stands around a prompt, and where answers end; decided when the bundle was made."""
+
+    special_tokens: Literal["none", "bos", "tokenizer", "config"]  # what decided on prefix and suffix
+    prefix: list[TokenId] = Field(max_length=16)  # before a prompt that does not begin with it
+    suffix: list[TokenId] = Field(max_length=16)  # after a prompt that does not end with it
+    end: list[TokenId] = Field(max_length=64)  # ids of which any ends an answer
+
+
 class FileEntry(_Strict):
     """Hash and size of one file."""
 
@@ -142,6 +155,7 @@ class Manifest(_Strict):
     session: dict[str, str] = Field(default_factory=dict)  # ONNX Runtime session options it was proven with
     minimum_runtime: str | None = Field(default=None, pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")  # of ONNX Runtime
     quantization: QuantizationRecord | None = None
+    text: TextRecord | None = None
     parity: ParitySummary | None = None
     files: dict[str, FileEntry]
 

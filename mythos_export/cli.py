@@ -93,6 +93,10 @@ def export(
     ranges: Annotated[
         Optional[str], typer.Option(help="shared by all depths, per-depth, or auto: by depth where they differ.")
     ] = None,
+    special_tokens: Annotated[
+        str,
+        typer.Option(help="Around every prompt: auto (tokenizer_config.json's, else none), none, bos, tokenizer."),
+    ] = "auto",
     recipe: Annotated[Optional[Path], typer.Option(help="A recipe.json of an earlier calibration.")] = None,
     keep: Annotated[
         Optional[str],
@@ -135,6 +139,7 @@ def export(
             calibration_method=calibration_method,
             calibration_loops=calibration_loops,
             ranges=ranges,
+            special_tokens=special_tokens,
             recipe=recipe,
             keep=keep,
             opset=opset,
@@ -183,6 +188,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample within this share of the probability.")] = 1.0,
     seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,
+    stop: Annotated[Optional[list[str]], typer.Option(help="Text that ends the answer; may be given again.")] = None,
+    stop_id: Annotated[Optional[list[int]], typer.Option(help="A token id that does; may be given again.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's own end tokens.")] = False,
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, or from built engines: tensorrt_rtx or tensorrt.")
@@ -202,6 +210,9 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        stop_words=stop or [],
+        stop_ids=stop_id or [],
+        ignore_eos=ignore_eos,
         threads=threads,
         runtime=runtime,
         json=json,

@@ -27,6 +27,7 @@ from mythos_export.bundle import (
     Manifest,
     ParitySummary,
     QuantizationRecord,
+    TextRecord,
     file_entry,
 )
 from mythos_export.gates import check_quantized
@@ -41,6 +42,7 @@ from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.staging import staged
 from mythos_export.targets import TARGETS, quantization_of
+from mythos_export.text_files import NO_TEXT
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
 from reference_model.config import MythosConfig
 from reference_model.parameters import parameter_shapes
@@ -69,6 +71,7 @@ class ExportRequest:
     loops: LoopsOption = field(default_factory=lambda: LoopsOption(()))
     opset: int = 21
     tokenizer: Path | None = None
+    text: TextRecord = NO_TEXT
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     force: bool = False
     command: tuple[str, ...] = ()
@@ -255,6 +258,7 @@ def _manifest(request: ExportRequest, radius: float, files: dict[str, FileEntry]
         spectral_radius=radius,
         session=dict(TARGETS[request.target].session.get(request.precision, {})),
         minimum_runtime=TARGETS[request.target].minimum_runtime.get(request.precision),
+        text=request.text,
         files=files,
     )
 

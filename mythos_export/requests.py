@@ -14,7 +14,7 @@ from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS, quantization_of
 from reference_model.config import MythosConfig
 
-__all__ = ["RequestError", "check_target", "default_name", "find_tokenizer", "quantize_options"]
+__all__ = ["RequestError", "check_target", "default_name", "quantize_options"]
 
 _KEPT_SHARE = 0.05  # of the weights, for --keep auto
 
@@ -118,26 +118,3 @@ def _kept(keep: str | None) -> tuple[tuple[str, ...], float | None]:
 def default_name(model: str, attn: str | None, target: str, precision: str) -> str:
     """Folder name of a bundle; the target is in it where it is not the usual one."""
     return "-".join(filter(None, ("mythos", model, attn, target if target != "portable" else None, precision)))
-
-
-def find_tokenizer(checkpoint: Path | None) -> Path | None:
-    """The `tokenizer.json` beside a checkpoint, if there is one.
-
-    Raises:
-        RequestError: it is there but cannot be read as one.
-    """
-    if checkpoint is None:
-        return None
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise RequestError(
-            f"{file}: not a tokenizer ({' '.join(str(error).split())[:120]}); repair or remove it"
-        ) from error
-    return file

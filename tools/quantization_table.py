@@ -25,7 +25,6 @@ from mythos_export.bundle import Bundle
 from mythos_export.parity.probe import ProbedGraph
 from mythos_export.pipeline import ExportRequest, export
 from mythos_export.progress import Reporter
-from mythos_export.requests import find_tokenizer
 from reference_model import nano
 from reference_model.checkpoint import open_checkpoint
 from reference_model.config import config_for_scale
@@ -82,7 +81,7 @@ def make(folder: Path, precision: str, options: QuantizeOptions, target: str = "
         output=folder / f"{target}-{precision}-{options.ranges}-{options.method}",
         target=target,
         precision=precision,
-        tokenizer=find_tokenizer(nano.CHECKPOINT),
+        tokenizer=nano.CHECKPOINT.with_name("tokenizer.json"),
         quantize=options,
     )
     return export(request, Reporter(), None)

@@ -22,7 +22,8 @@ class Request:
     loops: int | None = None  # None: the model's own depth, or the deepest that the scheduler takes
     max_new_tokens: int | None = None  # None: 128, or what `max_seq_len` leaves
     sampling: Sampling = field(default_factory=Sampling)  # greedy
-    stop: Stop = ()  # as of `Engine.generate`
+    stop: Stop = ()  # as of `Engine.generate`, as is the next
+    ignore_eos: bool = False
 
 
 class Listener(Protocol):

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from engines.engine import Engine
 from engines.errors import EngineError, one_line
-from engines.generation import Stops
 from engines.sampling import Sampler
 from engines.serving.request import Listener, Reason, Request
 
@@ -46,7 +45,7 @@ class Ticket:
         self.last = 0
         self._left = plan.max_new_tokens
         self._sampler = Sampler(request.sampling, 1)
-        self._stops = Stops(request.stop, 1, engine.manifest.limits.vocab_size)
+        self._stops = engine.stops(request.stop, 1, ignore_eos=request.ignore_eos)
         self._listener = listener
 
     def accept(self, logits: NDArray[np.float32], halting_depth: int) -> Reason | None:

@@ -37,6 +37,7 @@ class Options:
     calibration_method: str | None
     calibration_loops: int | None
     ranges: str | None
+    special_tokens: str
     recipe: Path | None
     keep: str | None
     opset: int | None
@@ -55,7 +56,8 @@ def run(options: Options) -> None:
     from mythos_export.lints import LintFailed
     from mythos_export.model_choice import resolve_model
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
-    from mythos_export.requests import check_target, default_name, find_tokenizer, quantize_options
+    from mythos_export.requests import check_target, default_name, quantize_options
+    from mythos_export.text_files import read_text_files
 
     checkpoint = options.checkpoint
     if options.scale == "nano" and checkpoint is None:
@@ -73,6 +75,7 @@ def run(options: Options) -> None:
         recipe=options.recipe,
         keep=options.keep,
     )
+    text = read_text_files(checkpoint, options.special_tokens, model.config.vocab_size)
     name = default_name(model.name, options.attn, options.target, options.precision)
     request = ExportRequest(
         name=name,
@@ -83,12 +86,13 @@ def run(options: Options) -> None:
         precision=options.precision,
         loops=loops,
         opset=opset,
-        tokenizer=find_tokenizer(checkpoint),
+        tokenizer=text.tokenizer,
+        text=text.record,
         quantize=quantize,
         force=options.force,
         command=("mythos-export", *sys.argv[1:]),
     )
-    for note in model.notes:
+    for note in (*model.notes, *text.notes):
         report.say(note)
     if checkpoint is None:
         report.say(f"no --checkpoint: the weights are random (seed {options.seed})")

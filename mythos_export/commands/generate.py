@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import engines
 from engines.errors import EngineError
+from engines.text import AnswerText
 from mythos_export.commands.output import print_json
 
 __all__ = ["run"]
@@ -20,30 +21,72 @@ def run(
     *,
     prompt: str | None,
     tokens: str | None,
+    stop_words: Sequence[str],
+    stop_ids: Sequence[int],
     threads: int | None,
     runtime: str,
     json: bool,
     **options: Any,
 ) -> None:
     """Generate, printing tokens (text, with a tokenizer) as they come."""
-    given = _token_ids(prompt, tokens)  # a mistake shows before gigabytes are hashed
+    ids = _token_ids(prompt, tokens)  # a mistake shows before gigabytes are hashed
+    if any(not word for word in stop_words):
+        raise EngineError("--stop is empty; give a text")
     if runtime == "onnxruntime":
         engine = engines.load(path, threads=threads)
     elif threads is None:
         engine = engines.load(path, runtime=runtime)
     else:
         raise EngineError("--threads is for onnxruntime; leave it out")
-    ids = given if prompt is None else engine.tokenizer.encode(prompt)
+    if prompt is not None:
+        ids = engine.tokenizer.encode(prompt)
+    words, rows = engine.tokenizer.stops(stop_words) if stop_words else ([], [])
     started = time.perf_counter()
-    stream = engine.generate(ids, **options)
+    stream = engine.generate(ids, stop=[*stop_ids, *rows], **options)
+    ends = [*stop_ids, *([] if options["ignore_eos"] else engine.end_ids)]
+    text = AnswerText(engine.tokenizer.stream(ids), words, ends) if prompt is not None or words else None
+    answer = _Answer(stream, text)
     if json:
-        generated = list(stream)
-        print_json(_result(engine, prompt, ids, generated, time.perf_counter() - started))
+        pieces = "".join(answer)
+        seconds = round(time.perf_counter() - started, 4)
+        result = {"prompt_tokens": ids, "tokens": answer.tokens, "seconds": seconds}
+        print_json(result | ({"text": pieces} if prompt is not None else {}))
         return
-    for piece in _numbers(stream) if prompt is None else _text(engine, stream):
+    for piece in answer if prompt is not None else answer.numbers():
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+class _Answer:
+    """Reads a stream of tokens up to a stop word; iterating gives its text, piece by piece."""
+
+    def __init__(self, stream: Iterator[int], text: AnswerText | None) -> None:
+        self._stream, self._text = stream, text
+        self.tokens: list[int] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for token in self._stream:
+            self.tokens.append(token)
+            if self._text is not None:
+                yield self._text.push(token)
+                if self._text.reached:
+                    return
+        if self._text is not None:
+            yield self._text.finish()
+
+    def numbers(self) -> Iterator[str]:
+        """The tokens themselves."""
+        shown = 0
+        for _ in self if self._text is not None else self._bare():
+            for token in self.tokens[shown:]:
+                yield f" {token}" if shown else str(token)
+                shown += 1
+
+    def _bare(self) -> Iterator[None]:
+        for token in self._stream:
+            self.tokens.append(token)
+            yield
 
 
 def _token_ids(prompt: str | None, tokens: str | None) -> list[int]:
@@ -56,24 +99,3 @@ def _token_ids(prompt: str | None, tokens: str | None) -> list[int]:
         return [int(part) for part in tokens.split(",")]
     except ValueError:
         raise EngineError(f"--tokens is {tokens[:80]!r}; give ids such as 1,2,3") from None
-
-
-def _numbers(stream: Iterator[int]) -> Iterator[str]:
-    for index, token in enumerate(stream):
-        yield f" {token}" if index else str(token)
-
-
-def _text(engine: engines.Engine, stream: Iterator[int]) -> Iterator[str]:
-    text = engine.tokenizer.stream()
-    for token in stream:
-        yield text.push(token)
-    yield text.finish()
-
-
-def _result(
-    engine: engines.Engine, prompt: str | None, ids: list[int], generated: list[int], seconds: float
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"prompt_tokens": ids, "tokens": generated, "seconds": round(seconds, 4)}
-    if prompt is not None:
-        result["text"] = engine.tokenizer.decode(generated)
-    return result

@@ -17,6 +17,7 @@ from mythos_export.bundle import (
     ParitySummary,
     QuantizationRecord,
     TensorSpec,
+    TextRecord,
 )
 from mythos_export.inspection.contents import OTHER, Contents, data_bytes, read_contents, stage_of_tensor
 from mythos_export.inspection.receipts import BuiltEngines, built_engines
@@ -87,6 +88,7 @@ class Inspection(BaseModel):
     limits: Limits
     session: dict[str, str]
     minimum_runtime: str | None
+    text: TextRecord | None
     spectral_radius: float
     source: dict[str, Any]
     tool: dict[str, str]
@@ -123,6 +125,7 @@ def inspect(bundle: Bundle) -> Inspection:
         limits=manifest.limits,
         session=manifest.session,
         minimum_runtime=manifest.minimum_runtime,
+        text=manifest.text,
         spectral_radius=manifest.spectral_radius,
         source=manifest.source,
         tool=manifest.tool,

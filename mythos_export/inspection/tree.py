@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from mythos_export.bundle import TensorSpec
+from mythos_export.bundle import TensorSpec, TextRecord
 from mythos_export.commands.output import size
 from mythos_export.inspection.inspect import Graph, Group, Inspection, Stage
 from mythos_export.inspection.receipts import BuiltEngines
@@ -112,10 +112,22 @@ def _running(root: Tree, found: Inspection) -> None:
         )
     )
     branch.add(_line(f"spectral radius of the injection: {found.spectral_radius:.4f} (stable below 1)"))
+    if found.text is not None:
+        branch.add(_line(_text(found.text)))
     if found.session:
         _pairs(branch.add(_line("session options of ONNX Runtime")), found.session.items())
     if found.minimum_runtime is not None:
         branch.add(_line(f"needs ONNX Runtime {found.minimum_runtime} or later"))
+
+
+def _text(record: TextRecord) -> str:
+    def ids(tokens: list[int]) -> str:
+        return ", ".join(map(str, tokens)) or "none"
+
+    return (
+        f"text: special tokens before a prompt {ids(record.prefix)}, behind it {ids(record.suffix)} "
+        f"({record.special_tokens}); an answer ends at {ids(record.end)}"
+    )
 
 
 def _origin(root: Tree, found: Inspection) -> None:

@@ -21,6 +21,7 @@ from engines.errors import EngineError, one_line
 from engines.serving.limits import ServingLimits
 from engines.serving.request import Request
 from engines.serving.scheduler import QueueFull, Scheduler
+from engines.text import AnswerText
 from engines.triton.backend.metrics import Metrics
 from engines.triton.backend.options import Options, read_options
 from engines.triton.backend.replies import Cancellations, Client, Outbox
@@ -95,17 +96,22 @@ class TritonPythonModel:
         tensors = _tensors(request)
         self._check_length(tensors.get("input_ids"))
         options = read_options(tensors, _parameters(request))
-        work = Request(
-            ids=self._ids(options),
-            loops=options.loops,
-            max_new_tokens=options.max_new_tokens,
-            sampling=options.sampling,
-            stop=() if options.end_id is None else options.end_id,
-        )
+        ids = self._ids(options)
         tokenizer = self._engine.tokenizer if self._has_text else None
         if options.stop_words and tokenizer is None:
             raise EngineError("this bundle has no tokenizer, so no stop_words; give end_id")
-        reply = Reply(client, options, len(work.ids), tokenizer, self._outbox, self._cancellations)
+        words, rows = tokenizer.stops(options.stop_words) if tokenizer is not None else ([], [])
+        work = Request(
+            ids=ids,
+            loops=options.loops,
+            max_new_tokens=options.max_new_tokens,
+            sampling=options.sampling,
+            stop=[*(options.end_ids or ()), *rows],
+            ignore_eos=options.end_ids is not None,
+        )
+        ends = self._engine.end_ids if options.end_ids is None else options.end_ids
+        answer = AnswerText(tokenizer.stream(ids), words, ends) if tokenizer is not None else None
+        reply = Reply(client, options, ids, self._prompt_text(options, ids), answer, self._outbox, self._cancellations)
         self._cancellations.watch(client, reply.cancel)
         try:
             self._submit(work, reply)
@@ -136,6 +142,12 @@ class TritonPythonModel:
         if len(options.text) > _LONGEST_TOKEN * self._engine.manifest.limits.max_seq_len:
             raise EngineError(f"text_input of {len(options.text)} characters cannot fit max_seq_len; shorten it")
         return self._engine.tokenizer.encode(options.text)
+
+    def _prompt_text(self, options: Options, ids: list[int]) -> str:
+        """The prompt as an answer repeats it."""
+        if not options.echo or not self._has_text:
+            return ""
+        return options.text if options.text is not None else self._engine.tokenizer.decode(ids)
 
 
 def _generators(repository: Path) -> int:

@@ -18,10 +18,10 @@ from engines.triton.contract import GENERATOR_INPUTS, Port
 __all__ = ["Options", "read_options"]
 
 _PORTS = {port.name: port for port in GENERATOR_INPUTS}
-_MOST = {"stop_words": 64, "bad_words": 64}
+_MOST = {"stop_words": 64, "bad_words": 64, "end_id": 64}
 _LONGEST_STOP_WORD = 1024  # characters
 _UNSUPPORTED = ("bad_words", "frequency_penalty", "presence_penalty")
-_MEANINGLESS = (*_UNSUPPORTED, "pad_id")
+_MEANINGLESS = (*_UNSUPPORTED, "pad_id", "beam_width")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Options:
     stream: bool
     sampling: Sampling
     stop_words: tuple[str, ...]
-    end_id: int | None
+    end_ids: tuple[int, ...] | None  # in place of the bundle's own; None: those
+    echo: bool  # is the prompt part of the answer?
     count_input: bool
     count_output: bool
 
@@ -60,6 +61,8 @@ def read_options(tensors: Mapping[str, NDArray[Any] | None], parameters: str) ->
     for name in _UNSUPPORTED:
         if values.get(name):
             raise EngineError(f"{name} is not supported; leave it out")
+    if values.get("beam_width", 1) != 1:
+        raise EngineError(f"beam_width is {values['beam_width']}; there is no beam search, so give 1 or leave it out")
     return Options(
         text=values.get("text_input"),
         ids=values.get("input_ids"),
@@ -68,7 +71,8 @@ def read_options(tensors: Mapping[str, NDArray[Any] | None], parameters: str) ->
         stream=values.get("stream", False),
         sampling=_sampling(values),
         stop_words=_stop_words(values.get("stop_words", ())),
-        end_id=values.get("end_id"),
+        end_ids=_end_ids(values),
+        echo=not values.get("exclude_input_in_output", True),
         count_input=values.get("return_num_input_tokens", False),
         count_output=values.get("return_num_output_tokens", False),
     )
@@ -77,6 +81,13 @@ def read_options(tensors: Mapping[str, NDArray[Any] | None], parameters: str) ->
 def _check_prompt(values: Mapping[str, Any]) -> None:
     if ("text_input" in values) == ("input_ids" in values):
         raise EngineError("give either text_input or input_ids")
+
+
+def _end_ids(values: Mapping[str, Any]) -> tuple[int, ...] | None:
+    ids = tuple(values.get("end_id", ()))
+    if values.get("ignore_eos", False):
+        return ids
+    return ids or None
 
 
 def _sampling(values: Mapping[str, Any]) -> Sampling:
@@ -132,7 +143,7 @@ def _parameter(name: str, value: Any) -> Any:
     if not _fits(port, value):
         raise EngineError(f"{name} is {value!r:.100}; it must be {_KINDS[port.dtype][1]}")
     if port.dims == (-1,):
-        return [value] if value else []
+        return [value] if value != "" else []
     return value
 
 

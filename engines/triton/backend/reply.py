@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from engines.text import Tokenizer
+from engines.text import AnswerText
 from engines.triton.backend.options import Options
 from engines.triton.backend.replies import Cancellations, Client, Outbox
-from engines.triton.backend.stop_words import StopWords
 
 __all__ = ["Reply"]
 
@@ -26,20 +25,21 @@ class Reply:
         self,
         client: Client,
         options: Options,
-        prompt_tokens: int,
-        tokenizer: Tokenizer | None,
+        prompt: list[int],
+        prompt_text: str,
+        answer: AnswerText | None,
         outbox: Outbox,
         cancellations: Cancellations,
     ) -> None:
-        self._client, self._options, self._prompt_tokens = client, options, prompt_tokens
+        self._client, self._options, self._prompt = client, options, prompt
         self._outbox, self._cancellations = outbox, cancellations
-        self._text = tokenizer.stream() if tokenizer else None
-        self._stop_words = StopWords(options.stop_words)
+        self._answer = answer
+        self._echo = list(prompt) if options.echo else []  # goes before the first tokens
         self._cancelled = False
         self._has_gap = False  # a response was lost; the outbox's own
         self._tokens: list[int] = []  # since the last response, as are the next two
         self._depths: list[int] = []
-        self._pieces: list[str] = []
+        self._pieces: list[str] = [prompt_text]
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -53,20 +53,20 @@ class Reply:
         """Take a token; False if a stop word is complete."""
         self._tokens.append(token)
         self._depths.append(halting_depth)
-        if self._text is not None:
-            self._pieces.append(self._stop_words.push(self._text.push(token)))
-        if self._options.stream and not self._stop_words.reached:
+        if self._answer is not None:
+            self._pieces.append(self._answer.push(token))
+        reached = self._answer is not None and self._answer.reached
+        if self._options.stream and not reached:
             self._respond("")
-        return not self._stop_words.reached
+        return not reached
 
     def on_finish(self, reason: str) -> None:
         """Send the rest, and what ended it."""
         if reason == "cancelled":
             self._fail("the request was cancelled, or the model is being unloaded", pb_utils.TritonError.CANCELLED)
             return
-        if self._text is not None and not self._stop_words.reached:
-            self._pieces.append(self._stop_words.push(self._text.finish()))
-            self._pieces.append(self._stop_words.finish())
+        if self._answer is not None:
+            self._pieces.append(self._answer.finish())
         self._respond(reason)
         self._end()
 
@@ -78,15 +78,15 @@ class Reply:
     def _respond(self, reason: str) -> None:
         tensors = [
             _text("text_output", "".join(self._pieces)),
-            _integers("output_ids", self._tokens, np.int64),
+            _integers("output_ids", self._echo + self._tokens, np.int64),
             _text("finish_reason", reason),
             _integers("halting_depth", self._depths, np.int64),
         ]
         if self._options.count_input:
-            tensors.append(_integers("num_input_tokens", [self._prompt_tokens], np.int32))
+            tensors.append(_integers("num_input_tokens", [len(self._prompt)], np.int32))
         if self._options.count_output:
             tensors.append(_integers("num_output_tokens", [len(self._tokens)], np.int32))
-        self._tokens, self._depths, self._pieces = [], [], []
+        self._tokens, self._depths, self._pieces, self._echo = [], [], [], []
         response = pb_utils.InferenceResponse(tensors)
         self._outbox.put(lambda: self._send(response, final=bool(reason)))
 

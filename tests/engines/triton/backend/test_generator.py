@@ -465,3 +465,40 @@ def test_bad_settings_are_refused_when_it_loads(
 ) -> None:
     with pytest.raises(engines.EngineError, match=message):
         load(toy(), **settings)
+
+
+def test_the_models_own_end_ids_end_an_answer_and_leave_its_text(
+    load: Callable[..., Harness], toy: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    free = load(toy(files={"tokenizer.json": json.dumps(TOKENIZER)})).answer(
+        input_ids=[1, 2], n_loops=[2], max_tokens=[8]
+    )
+    ids = free[-1].tensors["output_ids"][0].tolist()
+    bundle = toy(files={"tokenizer.json": json.dumps(TOKENIZER)})
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["text"] = {"special_tokens": "none", "prefix": [], "suffix": [], "end": [ids[3]]}
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    harness = load(bundle)
+    first = ids.index(ids[3])
+
+    def answer(**more: Any) -> tuple[str, list[int], str]:
+        tensors = harness.answer(input_ids=[1, 2], n_loops=[2], max_tokens=[8], **more)[-1].tensors
+        text, reason = (tensors[name][0, 0].decode() for name in ("text_output", "finish_reason"))
+        return text.strip(), tensors["output_ids"][0].tolist(), reason
+
+    assert answer() == (" ".join(f"w{token}" for token in ids[:first]), ids[: first + 1], "stop")
+    assert answer(ignore_eos=[True])[1:] == (ids, "length")
+    other = next(token for token in ids if token != ids[3])
+    assert answer(end_id=[other])[1] == ids[: ids.index(other) + 1]
+
+
+def test_a_prompt_may_be_part_of_its_answer(load: Callable[..., Harness], toy: Callable[..., Bundle]) -> None:
+    harness = load(toy(files={"tokenizer.json": json.dumps(TOKENIZER)}))
+    plain, echo = (
+        harness.answer(text_input=[b"w1 w2"], n_loops=[2], max_tokens=[4], exclude_input_in_output=[excluded])[
+            -1
+        ].tensors
+        for excluded in (True, False)
+    )
+    assert echo["output_ids"][0].tolist() == [1, 2, *plain["output_ids"][0].tolist()]
+    assert echo["text_output"][0, 0] == b"w1 w2" + plain["text_output"][0, 0]

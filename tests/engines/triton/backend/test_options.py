@@ -23,7 +23,7 @@ def read(parameters: dict[str, Any] | None = None, **tensors: np.ndarray) -> Opt
 def test_defaults_are_greedy_and_the_models_own() -> None:
     options = read()
     assert (options.text, options.ids, options.loops, options.max_new_tokens) == ("hello", None, None, None)
-    assert (options.stream, options.stop_words, options.end_id) == (False, (), None)
+    assert (options.stream, options.stop_words, options.end_ids, options.echo) == (False, (), None, False)
     assert options.sampling.temperature == 0
     assert not options.count_input and not options.count_output
 
@@ -54,7 +54,7 @@ def test_the_curl_line_of_tensorrt_llm() -> None:
         {"pad_id": 2, "end_id": 2, "max_tokens": 20, "bad_words": "", "stop_words": ""},
         text_input=np.array([[b"hi"]], np.object_),
     )
-    assert (options.end_id, options.max_new_tokens, options.stop_words) == (2, 20, ())
+    assert (options.end_ids, options.max_new_tokens, options.stop_words) == ((2,), 20, ())
 
 
 def test_options_may_come_as_parameters() -> None:
@@ -102,3 +102,17 @@ def test_no_prompt() -> None:
         read_options({"n_loops": np.int64([[1]])}, "")
     with pytest.raises(EngineError, match="give either text_input or input_ids"):
         read_options({"text_input": None}, "{}")
+
+
+def test_several_end_ids() -> None:
+    assert read(end_id=np.array([[2, 0]], np.int32)).end_ids == (2, 0)
+    assert read(end_id=np.array([[2, 0]], np.int32), ignore_eos=np.array([[True]])).end_ids == (2, 0)
+    assert read(ignore_eos=np.array([[True]])).end_ids == ()
+
+
+def test_what_tensorrt_llms_own_client_always_sends() -> None:
+    sent = {"beam_width": np.array([[1]], np.int32), "exclude_input_in_output": np.array([[True]])}
+    assert read(**sent).echo is False
+    assert read(exclude_input_in_output=np.array([[False]])).echo is True
+    with pytest.raises(EngineError, match="beam_width is 4; there is no beam search"):
+        read(beam_width=np.array([[4]], np.int32))

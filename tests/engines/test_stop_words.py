@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.triton.backend.stop_words import StopWords
+from engines.stop_words import StopWords
 
 
 def through(words: list[str], pieces: list[str]) -> tuple[str, bool]:
