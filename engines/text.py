@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from engines.errors import EngineError, one_line
@@ -97,9 +98,14 @@ class Tokenizer:
         except Exception as error:
             raise EngineError(f"the tokens cannot be decoded ({one_line(error)})") from error
 
-    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
-        """Decode an answer token by token, as the continuation of a prompt's token ids."""
-        return TextStream(self, prompt)
+    def stream(self, prompt: Sequence[int] | None = None) -> TextStream:
+        """Decode an answer token by token.
+
+        Args:
+            prompt: the token ids that it continues; without them it continues some text, so that a first word keeps the
+                space before it, and with none of them (`[]`) it begins one.
+        """
+        return TextStream(self, self._any_text if prompt is None else prompt)
 
     def stops(self, words: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         """Stop words as texts to look for, and as tokens in a row where they hold special tokens, which are no text."""
@@ -114,6 +120,14 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         """Whether a token is left out of texts."""
         return token in self._special.values()
+
+    @cached_property
+    def _any_text(self) -> list[int]:
+        """A token with a text of its own, in place of a prompt that is not known."""
+        for token in sorted(self._tokenizer.get_vocab(with_added_tokens=False).values()):
+            if not self.is_special(token) and not self.joins_bytes(token) and self.decode([token]).isalnum():
+                return [token]
+        return []
 
     def _with_special_tokens(self, ids: list[int]) -> list[int]:
         if self._record is None:

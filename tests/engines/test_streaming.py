@@ -130,6 +130,16 @@ def test_the_space_before_the_first_word() -> None:
     assert "".join(streamed(tokenizer, prompt, [tokenizer.encode("b")[0]])) == " b"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "suffixed"])  # there the word before says so
+def test_an_answer_to_an_unknown_prompt_keeps_its_first_space(kind: str) -> None:
+    library = KINDS[kind]
+    words = [library.token_to_id(token) for token in ("▁a", "loop", "Ġthe")]
+    word = next(token for token in words if token is not None)
+    stream = Tokenizer(library).stream()
+    text = stream.push(word) + stream.finish()
+    assert text == " " + text.strip()
+
+
 def test_the_space_behind_a_special_token() -> None:
     library = KINDS["sentencepiece"]
     prompt, answer = library.encode("a").ids, [library.token_to_id("</s>"), library.token_to_id("▁b")]
@@ -160,7 +170,7 @@ class TestStops:
         return Tokenizer(KINDS["byte_level"])
 
     def answer(self, tokenizer: Tokenizer, ids: Sequence[int], words: Sequence[str], ends: Sequence[int]) -> str:
-        text = AnswerText(tokenizer.stream(), words, ends)
+        text = AnswerText(tokenizer.stream([]), words, ends)
         return "".join([*map(text.push, ids), text.finish()])
 
     def test_special_tokens_are_looked_for_as_tokens(self, tokenizer: Tokenizer) -> None:

@@ -44,7 +44,7 @@ def test_round_trip_and_generation(toy: MakeToy) -> None:
 @pytest.mark.parametrize("text", ["plain", "größer — 模型 🙂 end", "🙂🙂"])
 def test_a_stream_is_the_whole_text_and_never_half_a_character(text: str) -> None:
     tokenizer = Tokenizer(HfTokenizer.from_str(utf8_bytes()))
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     pieces = [stream.push(token) for token in tokenizer.encode(text)] + [stream.finish()]
     assert "".join(pieces) == text
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
@@ -53,13 +53,13 @@ def test_a_stream_is_the_whole_text_and_never_half_a_character(text: str) -> Non
 
 def test_a_stream_keeps_the_spaces_between_words(toy: MakeToy) -> None:
     tokenizer = Tokenizer.open(toy(files={"tokenizer.json": words()}))
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     assert "".join([*map(stream.push, [1, 2, 3, 1]), stream.finish()]) == "loop the model loop"
 
 
 def test_what_never_becomes_a_character_comes_out_at_the_end() -> None:
     tokenizer = Tokenizer(HfTokenizer.from_str(utf8_bytes()))
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     half = tokenizer.encode("🙂")[:2]
     assert [stream.push(token) for token in half] == ["", ""]
     assert stream.finish() == tokenizer.decode(half)
