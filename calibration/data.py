@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import CalibrationError, one_line
+from calibration.errors import CalibrationError
+from engines.errors import one_line
 from reference_model.nano import task
 
 if TYPE_CHECKING:

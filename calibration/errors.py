@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CalibrationError", "one_line"]
+__all__ = ["CalibrationError"]
 
 
 class CalibrationError(ValueError):
@@ -11,9 +11,3 @@ class CalibrationError(ValueError):
     def __init__(self, message: str) -> None:
         # Names and values come from hostile files: they must not break the line, nor reach the terminal as escapes.
         super().__init__("".join(character if character.isprintable() else "?" for character in message))
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """A foreign exception as one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

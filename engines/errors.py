@@ -1,8 +1,14 @@
-"""The one exception of this package."""
+"""The one exception of this package, and how foreign ones are put into a line."""
 
 from __future__ import annotations
 
-__all__ = ["EngineError", "one_line"]
+import errno
+
+__all__ = ["EngineError", "lacks_memory", "one_line", "shortened"]
+
+# What runtimes say that have no type of their own for it.
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Cannot allocate memory", "can't allocate memory", "not enough memory")
+_HEAD = 0.4  # of a message that is cut: its beginning says where, its end what
 
 
 class EngineError(ValueError):
@@ -10,6 +16,24 @@ class EngineError(ValueError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """A foreign exception as one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """A foreign exception as one short line; a long one keeps its beginning and its end."""
+    return shortened(" ".join(str(error).split()) or type(error).__name__, limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text of at most `limit` characters, cut in the middle."""
+    if len(text) <= limit:
+        return text
+    head = int(limit * _HEAD)
+    return f"{text[:head]} … {text[len(text) - (limit - head - 3) :]}"
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that led to it, says that memory is short."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

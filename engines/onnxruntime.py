@@ -16,6 +16,7 @@ from engines.cache import BFLOAT16
 from engines.engine import Engine
 from engines.errors import EngineError, one_line
 from engines.generation import Graph
+from engines.linked_bundle import plain_folder
 from engines.prompts import check_count
 from mythos_export.bundle import Bundle, GraphFile
 
@@ -88,6 +89,7 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: it cannot be loaded, or is not what the manifest says.
         """
+        self.bundle.check_unchanged()  # the graph, and the weights that ONNX Runtime opens by itself
         path = self.bundle.file(file.file)
         session = self._session(str(path), path, self._session_options())
         self._check_signature(session, file)
@@ -100,10 +102,9 @@ class OnnxRuntimeEngine(Engine):
             EngineError: it cannot be loaded.
         """
         options, disabled = self._session_options()
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
-        )
-        session = self._session(content, self.bundle.file(file.file), (options, disabled))
+        with plain_folder(self.bundle) as folder:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            session = self._session(content, self.bundle.file(file.file), (options, disabled))
         return _OrtGraph(self._ort, session, file)
 
     def save_optimized(self, file: GraphFile, path: Path) -> None:

@@ -14,7 +14,7 @@ import posixpath
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -161,18 +161,20 @@ class Manifest(_Strict):
 
 
 class Bundle:
-    """An opened bundle: its folder and its checked manifest."""
+    """An opened bundle: its folder, whatever the working folder becomes, and its checked manifest."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+        self.path = path.absolute()
         self.manifest = manifest
+        self._seen: dict[str, _Identity | None] = {}  # files as they were when they were checked
 
     @classmethod
     def open(cls, path: str | Path, *, check_hashes: bool = True, progress: Progress | None = None) -> Bundle:
         """Open a bundle and check it.
 
         Args:
-            check_hashes: hash every file (about a second per 1.5 GB); sizes, and the graphs, are always checked.
+            check_hashes: hash every file (about a second per 1.5 GB); sizes, graphs, and what a link leads to (as in
+                the cache of the Hugging Face Hub) are always checked.
             progress: called with the number of bytes just hashed.
 
         Raises:
@@ -182,8 +184,7 @@ class Bundle:
         bundle = cls(Path(path), _read_manifest(Path(path)))
         for name, entry in bundle.manifest.files.items():
             bundle._check_file(name, entry)
-        if check_hashes:
-            bundle.check_hashes(progress)
+        bundle.check_hashes(progress, linked_only=not check_hashes)
         for graph in bundle.manifest.graphs:
             bundle._check_graph(graph.file)
         return bundle
@@ -192,25 +193,43 @@ class Bundle:
         """Path of a file that the manifest lists.
 
         Raises:
-            BundleError: it does not list it.
+            BundleError: it does not list it, or the file is another than when the bundle was opened.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: no {name} in this bundle")
-        return self.path / name
+        path = self.path / name
+        if name in self._seen and _identity(path) != self._seen[name]:
+            raise BundleError(f"{path}: changed since the bundle was opened; open it again")
+        return path
+
+    def check_unchanged(self) -> None:
+        """Whether every file is the one that was checked when the bundle was opened.
+
+        Raises:
+            BundleError: one was replaced, changed or removed.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether files are links to elsewhere, as in the cache of the Hugging Face Hub."""
+        return any((self.path / name).is_symlink() for name in self.manifest.files)
 
     @property
     def total_bytes(self) -> int:
         """Size of all listed files."""
         return sum(entry.size for entry in self.manifest.files.values())
 
-    def check_hashes(self, progress: Progress | None = None) -> None:
-        """Hash every file.
+    def check_hashes(self, progress: Progress | None = None, *, linked_only: bool = False) -> None:
+        """Hash every file, or those that are links.
 
         Raises:
             BundleError: a file differs from the manifest.
         """
         for name in self.manifest.files:
-            self._check_hash(name, _sha256(self.path / name, progress))
+            if not linked_only or (self.path / name).is_symlink():
+                self._check_hash(name, _sha256(self.path / name, progress))
 
     def _check_hash(self, name: str, found: str) -> None:
         if found != self.manifest.files[name].sha256:
@@ -221,9 +240,10 @@ class Bundle:
     def _check_file(self, name: str, entry: FileEntry) -> None:
         path = self.path / _plain_name(self.path, name)
         try:
-            if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()):
+            inside = path.resolve().is_relative_to(self.path.resolve()) and not path.is_symlink()
+            if not inside and not _is_hub_link(path):
                 raise BundleError(f"{path}: leads out of the bundle; refused")
-            found = path.lstat()
+            found = path.stat()
         except FileNotFoundError:
             raise BundleError(f"{path}: missing; copy or export the bundle again") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
@@ -234,6 +254,7 @@ class Bundle:
             raise BundleError(
                 f"{path}: {found.st_size} bytes where the manifest says {entry.size}; copy or export it again"
             )
+        self._seen[name] = _identity(path)
 
     def _check_graph(self, name: str) -> None:
         """A graph may read its weights from listed files only: no others are hashed, or even the bundle's."""
@@ -278,7 +299,7 @@ def _read_json(path: Path) -> Any:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             raise BundleError(f"{path}: not a bundle (not a folder)")
-        found = file.lstat()
+        found = file.stat()
         if not stat.S_ISREG(found.st_mode):
             raise BundleError(f"{file}: not a regular file")
         if found.st_size > _MAX_MANIFEST_BYTES:
@@ -316,6 +337,35 @@ def _plain_name(bundle: Path, name: str) -> str:
     if not name.isprintable() or name == MANIFEST:
         raise BundleError(f"{bundle}: the manifest names {name[:200]!r}, which no bundle holds; refused")
     return name
+
+
+def _is_hub_link(path: Path) -> bool:
+    """Whether a file is a link as the Hugging Face Hub's cache has them, `snapshots/<revision>/` to `blobs/`.
+
+    What it leads to must then have the manifest's hash.
+    """
+    target = path.resolve()
+    blobs = target.parent
+    return (
+        path.is_symlink() and blobs.name == "blobs" and path.parent.resolve().is_relative_to(blobs.parent / "snapshots")
+    )
+
+
+class _Identity(NamedTuple):
+    """Which file lies at a path, and in which state."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        at = path.stat()
+    except OSError:
+        return None
+    return _Identity(at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
 
 
 def _reason(error: Exception) -> str:

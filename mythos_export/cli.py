@@ -7,15 +7,15 @@ no torch.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
+from engines.errors import lacks_memory
 from mythos_export import __version__
+from mythos_export.console import prepare_signals, prepare_streams
 
 __all__ = ["app", "main"]
 
@@ -45,6 +45,7 @@ _USER_ERRORS = (
     ("mythos_export.requests", "RequestError"),
     ("engines.errors", "EngineError"),
 )
+_NO_MEMORY = "not enough memory; a smaller model, --no-validate, a shorter context or another machine needs less of it"
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
     "onnxruntime": "cpu",
@@ -444,9 +445,21 @@ def report(
     command.run(bundle, accuracy=accuracy, latency=latency, json=json)
 
 
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(help="Where bundles are written to.")] = Path(),
+    json: JsonFlag = False,
+) -> None:
+    """Remove what killed exports left in a folder, and nothing that a running one is writing."""
+    from mythos_export.commands import clean as command
+
+    command.run(folder, json=json)
+
+
 def main() -> NoReturn:
     """Entry point: one line on stderr and exit code 2 for whatever the user can mend."""
-    _interrupt_on("SIGTERM", "SIGHUP")
+    prepare_streams()
+    prepare_signals()
     try:
         _check_encoding()
         _invoke()
@@ -455,10 +468,9 @@ def main() -> NoReturn:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was kept")
-    except BrokenPipeError:  # the reader has seen enough
-        _drop_stdout()
-        sys.exit(1)
     except OSError as error:
+        if lacks_memory(error):
+            _fail(_NO_MEMORY)
         _drop_stdout()
         _fail(f"{error.filename or 'the result'}: {error.strerror or error}")
     except Exception as error:
@@ -482,8 +494,8 @@ def _mendable(error: Exception) -> str | None:
         package = (error.name or "").split(".")[0]
         extra = _EXTRAS.get(package)
         return extra and f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch has no type of its own for it
-        return "out of memory; a smaller --scale, or --no-validate, needs less"
+    if lacks_memory(error):
+        return _NO_MEMORY
     if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
         return str(usage())
     return str(error) if isinstance(error, _user_errors()) else None
@@ -491,18 +503,6 @@ def _mendable(error: Exception) -> str | None:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     return tuple(getattr(sys.modules[module], name) for module, name in _USER_ERRORS if module in sys.modules)
-
-
-def _interrupt_on(*names: str) -> None:
-    """Let signals that end a process clean up as Ctrl-C does; one that is ignored (nohup) stays so."""
-    for name in names:
-        number = getattr(signal, name, None)  # Windows lacks some
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_encoding() -> None:

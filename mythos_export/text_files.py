@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from engines.errors import one_line
 from engines.text import load_tokenizer
 from mythos_export.bundle import TextRecord
 from mythos_export.model_choice import RequestError
@@ -77,8 +78,7 @@ class _Folder:
             try:
                 self.tokenizer = load_tokenizer(file)
             except Exception as error:  # the library raises bare Exception
-                gist = " ".join(str(error).split())[:120]
-                raise RequestError(f"{file}: not a tokenizer ({gist}); repair or remove it") from error
+                raise RequestError(f"{file}: not a tokenizer ({one_line(error)}); repair or remove it") from error
 
     def values(self, name: str) -> dict[str, Any]:
         """A JSON object; empty where there is no such file."""

@@ -240,9 +240,9 @@ def _no_memory(path: Path) -> CheckpointError:
 
 
 def one_line(error: Exception) -> str:
-    """The gist of an error, short enough for a terminal."""
+    """The gist of an error, short enough for a terminal; of a long one its beginning and its end."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+    return text if len(text) <= 200 else f"{text[:80]} … {text[-117:]}"
 
 
 def config_from_untrusted(values: object) -> MythosConfig:

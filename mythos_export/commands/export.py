@@ -104,7 +104,7 @@ def run(options: Options) -> None:
     except (GateFailed, LintFailed, ParityFailed) as error:
         print(f"failed: {error}; no bundle was kept", file=sys.stderr)
         raise typer.Exit(1) from error
-    _say_done(bundle, report, options.json)
+    _say_done(bundle, request.output, report, options.json)
 
 
 def _prover() -> Prove:
@@ -127,12 +127,12 @@ def _dry_run(request: ExportRequest, report: Reporter, json: bool) -> None:
         print(f"{file}: {sum(ops.values())} nodes, {ops.get('Loop', 0)} Loop")
 
 
-def _say_done(bundle: Bundle, report: Reporter, json: bool) -> None:
+def _say_done(bundle: Bundle, output: Path, report: Reporter, json: bool) -> None:
     manifest = bundle.manifest
     if json:
-        print_json({"bundle": str(bundle.path), **manifest.model_dump()})
+        print_json({"bundle": str(output), **manifest.model_dump()})
         return
     report.say(f"spectral radius of the injection: {manifest.spectral_radius:.4f} (stable below 1)")
     same = "equal to PyTorch" if manifest.quantization is None else "equal to PyTorch that rounds alike"
     proof = "not validated" if manifest.parity is None else same
-    print(f"{bundle.path}: {size(bundle.total_bytes)}, {manifest.precision}, loops {manifest.loops}, {proof}")
+    print(f"{output}: {size(bundle.total_bytes)}, {manifest.precision}, loops {manifest.loops}, {proof}")

@@ -12,6 +12,7 @@ import engines
 from engines.errors import EngineError
 from engines.text import AnswerText
 from mythos_export.commands.output import print_json
+from mythos_export.console import reader_has_gone
 
 __all__ = ["run"]
 
@@ -72,6 +73,8 @@ class _Answer:
                 yield self._text.push(token)
                 if self._text.reached:
                     return
+            if reader_has_gone():
+                return
         if self._text is not None:
             yield self._text.finish()
 

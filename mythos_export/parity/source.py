@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
+from engines.errors import one_line
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
@@ -59,8 +60,7 @@ def load_graph(bundle: Bundle, file: str) -> ir.Model:
     try:
         return ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise nearly every type there is on a graph they cannot take
-        gist = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BundleError(f"{path}: not a usable ONNX graph ({gist}); export it again") from error
+        raise BundleError(f"{path}: not a usable ONNX graph ({one_line(error)}); export it again") from error
 
 
 def recipe_of(bundle: Bundle) -> Recipe | None:

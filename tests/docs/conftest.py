@@ -22,7 +22,7 @@ TABLES: tuple[dict[str, Any], ...] = (TARGETS, QUANTIZED, TOLERANCES)  # which a
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Shell]:
     """Runs lines in an empty folder; what a page changes in this process is changed back."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)  # the command line takes them over
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the command line takes them over
     handlers = [signal.getsignal(number) for number in numbers]
     tables = [dict(table) for table in TABLES]
     shell = Shell(tmp_path, monkeypatch, request)

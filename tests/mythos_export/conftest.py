@@ -26,7 +26,7 @@ class Outcome:
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """The command line takes over signals; pytest gets them back."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before):

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engines.errors import EngineError
+from engines.errors import EngineError, one_line
 from engines.triton.contract import GENERATOR_INPUTS, GENERATOR_OUTPUTS, SETTINGS, Port
 from engines.triton.repository.signature import Signature, Tensor, paired
 
@@ -114,7 +114,7 @@ def parse_config(text: str) -> Any:
     try:
         return text_format.Parse(text, _messages().ModelConfig())
     except text_format.ParseError as error:
-        raise EngineError(f"not a config.pbtxt ({' '.join(str(error).split())[:200]})") from error
+        raise EngineError(f"not a config.pbtxt ({one_line(error)})") from error
 
 
 def _new(name: str, *, backend: str, max_batch_size: int, kind: str) -> Any:

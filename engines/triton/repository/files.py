@@ -47,7 +47,7 @@ class Placer:
     def place_bundle(self, bundle: Bundle, folder: Path) -> None:
         """The files that a bundle's manifest lists, and the manifest; nothing else that lies there."""
         for name in (*bundle.manifest.files, MANIFEST):
-            self.place(bundle.path / name, folder / name)
+            self.place((bundle.path / name).resolve(), folder / name)  # not a link, which would lead nowhere there
 
     def _copy(self, source: Path, target: Path) -> None:
         with source.open("rb") as reader, target.open("xb") as writer:
