@@ -42,7 +42,7 @@ _USER_ERRORS = (
     ("mythos_export.planning.request", "PlanError"),
     ("mythos_export.passes.rewriting", "NothingToQuantize"),
     ("mythos_export.quantization", "MissingRange"),
-    ("mythos_export.requests", "RequestError"),
+    ("mythos_export.errors", "RequestError"),
     ("engines.errors", "EngineError"),
 )
 _NO_MEMORY = "not enough memory; a smaller model, --no-validate, a shorter context or another machine needs less of it"
@@ -98,6 +98,10 @@ def export(
         str,
         typer.Option(help="Around every prompt: auto (tokenizer_config.json's, else none), none, bos, tokenizer."),
     ] = "auto",
+    minimum_runtime: Annotated[
+        Optional[str],
+        typer.Option(help="The oldest ONNX Runtime to run on, such as 1.22 (onnxruntime, quantized)."),
+    ] = None,
     recipe: Annotated[Optional[Path], typer.Option(help="A recipe.json of an earlier calibration.")] = None,
     keep: Annotated[
         Optional[str],
@@ -141,6 +145,7 @@ def export(
             calibration_loops=calibration_loops,
             ranges=ranges,
             special_tokens=special_tokens,
+            minimum_runtime=minimum_runtime,
             recipe=recipe,
             keep=keep,
             opset=opset,

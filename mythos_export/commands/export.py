@@ -38,6 +38,7 @@ class Options:
     calibration_loops: int | None
     ranges: str | None
     special_tokens: str
+    minimum_runtime: str | None
     recipe: Path | None
     keep: str | None
     opset: int | None
@@ -56,7 +57,7 @@ def run(options: Options) -> None:
     from mythos_export.lints import LintFailed
     from mythos_export.model_choice import resolve_model
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
-    from mythos_export.requests import check_target, default_name, quantize_options
+    from mythos_export.requests import check_target, default_name, oldest_runtime, quantize_options
     from mythos_export.text_files import read_text_files
 
     checkpoint = options.checkpoint
@@ -88,6 +89,7 @@ def run(options: Options) -> None:
         opset=opset,
         tokenizer=text.tokenizer,
         text=text.record,
+        runtime=oldest_runtime(options.minimum_runtime, options.target, options.precision),
         quantize=quantize,
         force=options.force,
         command=("mythos-export", *sys.argv[1:]),
