@@ -22,9 +22,9 @@ __all__ = ["DepthLoss", "Loss", "loss_failures", "loss_warnings", "measure_loss"
 # A model is refused where the next token's distribution is that of another model, and pointed out where a user will
 # notice. Top-1 of tokens that are nearly tied changes with no harm, so it counts only where the distribution has moved.
 REFUSED_KL, WARNED_KL = 1.0, 0.1  # nats, mean over the positions of a prompt
-REFUSED_TOP1, REFUSED_TOP1_KL = 0.5, 0.1  # share of positions whose best token stays, and from which KL on it counts
-WARNED_TOP1, WARNED_TOP1_KL = 0.9, 0.01
-ANSWERS_NOTHING = 1.0  # relative error of logits that are all equal
+REFUSED_TOP1, REFUSED_TOP1_KL = 0.25, 0.5  # share of positions whose best token stays, and from which KL on it counts
+WARNED_TOP1, WARNED_TOP1_KL = 0.9, 0.05
+ANSWERS_NOTHING, NOTHING_TOP1 = 1.0, 0.5  # relative error of logits that are all equal, and what then is left
 
 
 class DepthLoss(BaseModel):
@@ -71,29 +71,32 @@ def measure_loss(case: Case, original: ReferenceRun, run: ExportedRun, probed: E
 def loss_failures(losses: list[Loss]) -> list[str]:
     """What is not worth shipping."""
     return [
-        f"{_shown(loss)}: quantised, this is another model; try --keep auto, more calibration data or another precision"
+        f"{_shown(loss)}: quantized, this is another model; try --keep auto, more calibration data or another precision"
         for loss in losses
         if _is_ruined(loss)
     ]
 
 
 def loss_warnings(losses: list[Loss]) -> list[str]:
-    """What a user will notice."""
-    return [
-        f"warning: {_shown(loss)}: quantising costs much here; --keep auto leaves in float what costs most"
+    """What a user will notice; the worst loop count stands for all."""
+    noticed = [
+        loss
         for loss in losses
         if not _is_ruined(loss)
         and (loss.kl >= WARNED_KL or (loss.top1_agreement < WARNED_TOP1 and loss.kl >= WARNED_TOP1_KL))
     ]
+    if not noticed:
+        return []
+    worst = max(noticed, key=lambda loss: loss.kl)
+    return [f"warning: {_shown(worst)}: quantizing costs much here; --keep auto leaves in float what costs most"]
 
 
 def _is_ruined(loss: Loss) -> bool:
     """Whether any measure says so; one that is not a number does."""
-    lost_top1 = loss.top1_agreement < REFUSED_TOP1
     return (
         not loss.kl < REFUSED_KL
-        or (lost_top1 and loss.kl >= REFUSED_TOP1_KL)
-        or (lost_top1 and not loss.relative_error < ANSWERS_NOTHING)
+        or (loss.top1_agreement < REFUSED_TOP1 and loss.kl >= REFUSED_TOP1_KL)
+        or (loss.top1_agreement < NOTHING_TOP1 and not loss.relative_error < ANSWERS_NOTHING)
     )
 
 
@@ -119,9 +122,9 @@ def render_loss(losses: list[Loss]) -> list[str]:
         "against the model in fp32 (what quantising costs)",
         "loops  |error|/|fp32| cosine   KL        top-1   router  halting",
         *rows,
-        *loss_warnings(losses),
         f"at {deepest.loops} loops: depth, hidden |error| / |fp32|, router agreement",
         *(f"  {depth.depth:>3}  {depth.hidden_error:7.2%}  {depth.router_agreement:7.2%}" for depth in deepest.depths),
+        *loss_warnings(losses),
     ]
 
 

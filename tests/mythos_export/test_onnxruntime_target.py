@@ -24,6 +24,7 @@ from mythos_export.parity.cases import cases_for
 from mythos_export.parity.exported import run_graph
 from mythos_export.parity.probe import PROBES, add_probes
 from mythos_export.parity.reference import run_reference
+from mythos_export.parity.run import prove
 from mythos_export.quantization import QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
 from mythos_export.quantized_weights import HEAD
 from mythos_export.signature import cache_parts
