@@ -151,6 +151,7 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
         request.config,
         request.source,
         request.tokenizer,
+        request.text,
         float_bundle,
         report,
     )

@@ -32,7 +32,7 @@ def run(
     config, source = source_of_bundle(bundle, checkpoint)
     quantization = _quantization(bundle, precision, config)
     tokenizer = bundle.file("tokenizer.json") if "tokenizer.json" in bundle.manifest.files else None
-    samples = samples_for(calibration_data, config, tokenizer)
+    samples = samples_for(calibration_data, config, tokenizer, bundle.manifest.text)
     recipe, choices = _ranges(bundle, quantization, config, samples, report)
     found = measure_sensitivity(quantization, choices, recipe, config, source, samples, report)
     print_json(found.model_dump()) if json else print(render(found))
