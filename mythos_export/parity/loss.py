@@ -8,37 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from mythos_export.parity.cases import Case
 from mythos_export.parity.compare import measure_logits
 from mythos_export.parity.exported import ExportedRun
 from mythos_export.parity.reference import ReferenceRun
+from mythos_export.records.parity import DepthLoss, Loss
 
-__all__ = ["DepthLoss", "Loss", "loss_failures", "measure_loss", "render_loss"]
+__all__ = ["loss_failures", "measure_loss", "render_loss"]
 
 _TOO_MUCH = 1.0  # relative error of a model that answers nothing at all
-
-
-class DepthLoss(BaseModel):
-    """One depth of the loop."""
-
-    depth: int
-    hidden_error: float  # norm of the difference of the hidden states over the norm of the original's
-    router_agreement: float  # share of tokens sent to the same experts
-
-
-class Loss(BaseModel):
-    """One prompt at one loop count."""
-
-    loops: int
-    relative_error: float  # of the logits: norm of the difference over the norm
-    error_over_range: float
-    cosine: float
-    kl: float  # nats
-    top1_agreement: float
-    halting_agreement: float
-    depths: list[DepthLoss]
 
 
 def measure_loss(case: Case, original: ReferenceRun, run: ExportedRun, probed: ExportedRun) -> Loss:

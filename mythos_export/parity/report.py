@@ -2,52 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from mythos_export.parity.loss import render_loss
+from mythos_export.records.parity import CaseResult, GraphReport, ParityReport
 
-from mythos_export.bundle import ParitySummary
-from mythos_export.parity.compare import CaseResult
-from mythos_export.parity.loss import Loss, render_loss
-from mythos_export.parity.tolerances import Tolerance
-
-__all__ = ["GraphReport", "ParityReport", "render"]
-
-
-class GraphReport(BaseModel):
-    """All cases of one graph."""
-
-    file: str
-    depth: int | str
-    cases: list[CaseResult]
-
-
-class ParityReport(BaseModel):
-    """The whole comparison of a bundle with PyTorch."""
-
-    precision: str
-    loops: list[int]
-    tolerance: Tolerance
-    weights_compared: int
-    weights_differing: list[str]
-    graph_check: str
-    graphs: list[GraphReport]
-    loss: list[Loss]  # against the model in fp32; empty where nothing is quantised
-    failures: list[str]
-
-    @property
-    def passed(self) -> bool:
-        """Is everything within tolerance?"""
-        return not self.failures
-
-    def summary(self) -> ParitySummary:
-        """What the manifest keeps."""
-        cases = [case for graph in self.graphs for case in graph.cases if case.tokens or case.failures]
-        return ParitySummary(
-            passed=self.passed,
-            loops=self.loops,
-            max_error_over_range=max((case.error_over_range for case in cases), default=float("inf")),
-            tolerance=self.tolerance.logits,
-            top1_agreement=min((case.top1_agreement for case in cases), default=0.0),
-        )
+__all__ = ["render"]
 
 
 def render(report: ParityReport) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.parity.cases import default_loops
 from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.records.files import read_model
 from mythos_export.targets import TARGETS
 from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
@@ -71,10 +71,7 @@ def recipe_of(bundle: Bundle) -> Recipe | None:
     """
     if RECIPE not in bundle.manifest.files:
         return None
-    try:
-        return Recipe.from_file(bundle.file(RECIPE))
-    except CalibrationError as error:
-        raise BundleError(str(error)) from error
+    return read_model(Recipe, bundle.file(RECIPE), "export the bundle again", failure=BundleError)
 
 
 def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:

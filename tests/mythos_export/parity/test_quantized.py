@@ -17,11 +17,12 @@ from calibration.choose import QuantizeOptions
 from calibration.recipe import Recipe
 from mythos_export.bundle import Bundle
 from mythos_export.parity.loss import loss_failures
-from mythos_export.parity.report import ParityReport, render
+from mythos_export.parity.report import render
 from mythos_export.parity.run import check_parity, prove
 from mythos_export.pipeline import ParityFailed
 from mythos_export.progress import Reporter
 from mythos_export.quantization import MissingRange
+from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights
 from reference_model.config import MythosConfig
 
