@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mythos_export.bundle import Bundle, BundleError
+from mythos_export.commands.output import text_table
 from mythos_export.records.measurements import Evaluation, Score
 from reference_model.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
 
@@ -108,22 +109,25 @@ def _wilson(correct: int, total: int) -> tuple[float, float]:
 
 def render(evaluation: Evaluation) -> str:
     """A table: a row per k, a column per loop count, accuracy in % with its interval."""
-    table = {(score.hops, score.loops): score for score in evaluation.scores}
-    lines = [
-        f"accuracy in % [95 % interval] on {evaluation.prompts} test prompts, {evaluation.precision}",
-        "  k  " + "".join(f"{f'{count} loops':<20}" for count in evaluation.loops),
+    scores = {(score.hops, score.loops): score for score in evaluation.scores}
+    rows = [
+        [
+            str(hops),
+            *(_cell(scores[hops, loops]) for loops in evaluation.loops),
+            "(beyond training)" if hops > evaluation.trained_hops else "",
+        ]
+        for hops in sorted({score.hops for score in evaluation.scores})
     ]
-    for hops in sorted({score.hops for score in evaluation.scores}):
-        cells = [_cell(table[hops, count]) for count in evaluation.loops]
-        beyond = "  (beyond training)" if hops > evaluation.trained_hops else ""
-        lines.append(f"{hops:>3}  " + "".join(f"{cell:<20}" for cell in cells) + beyond)
+    head = ["k", *(f"{loops} loops" for loops in evaluation.loops), ""]
+    title = f"accuracy in % [95 % interval] on {evaluation.prompts} test prompts, {evaluation.precision}"
+    lines = [title, text_table(head, rows, left=())]
     if evaluation.differing is not None:
         asked = evaluation.prompts * len(evaluation.loops)
         lines.append(f"answers that differ from PyTorch's: {evaluation.differing} of {asked}")
     if any(evaluation.points_lost().values()):
         costs = "  ".join(f"{count} loops {0.0 - points:+.2f}" for count, points in evaluation.points_lost().items())
         lines.append(f"accuracy over k = 1..{evaluation.trained_hops} less PyTorch's, in points: {costs}")
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _cell(score: Score) -> str:

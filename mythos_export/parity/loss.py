@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mythos_export.commands.output import text_table
 from mythos_export.parity.cases import Case
 from mythos_export.parity.compare import measure_logits
 from mythos_export.parity.exported import ExportedRun
@@ -55,18 +56,24 @@ def render_loss(losses: list[Loss]) -> list[str]:
     if not losses:
         return []
     rows = [
-        f"{loss.loops:>5}  {loss.relative_error:<13.2%} {loss.cosine:<8.5f} {loss.kl:<9.1e} "
-        f"{loss.top1_agreement:<7.2%} "
-        f"{min(depth.router_agreement for depth in loss.depths):<7.2%} {loss.halting_agreement:.2%}"
+        [
+            str(loss.loops),
+            f"{loss.relative_error:.2%}",
+            f"{loss.cosine:.5f}",
+            f"{loss.kl:.1e}",
+            f"{loss.top1_agreement:.2%}",
+            f"{min(depth.router_agreement for depth in loss.depths):.2%}",
+            f"{loss.halting_agreement:.2%}",
+        ]
         for loss in losses
     ]
     deepest = max(losses, key=lambda loss: loss.loops)
+    depths = [[str(each.depth), f"{each.hidden_error:.2%}", f"{each.router_agreement:.2%}"] for each in deepest.depths]
     return [
         "against the model in fp32 (what quantising costs)",
-        "loops  |error|/|fp32| cosine   KL        top-1   router  halting",
-        *rows,
-        f"at {deepest.loops} loops: depth, hidden |error| / |fp32|, router agreement",
-        *(f"  {depth.depth:>3}  {depth.hidden_error:7.2%}  {depth.router_agreement:7.2%}" for depth in deepest.depths),
+        text_table(("loops", "|error|/|fp32|", "cosine", "KL", "top-1", "router", "halting"), rows, left=()),
+        f"at {deepest.loops} loops",
+        text_table(("depth", "hidden |error| / |fp32|", "router"), depths, left=()),
     ]
 
 
