@@ -47,7 +47,7 @@ _USER_ERRORS = (
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
     "onnxruntime": "cpu",
-    **dict.fromkeys(("google", "tritonclient"), "triton"),
+    **dict.fromkeys(("google", "tritonclient", "yaml"), "triton"),
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
