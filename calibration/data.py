@@ -7,7 +7,6 @@ Files are read as streams, or mapped, so that a large one costs time and not mem
 
 from __future__ import annotations
 
-import hashlib
 import json
 import reprlib
 import stat
@@ -15,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from calibration.errors import CalibrationError
 from engines.errors import one_line
 from mythos_export.bundle import TextRecord
+from mythos_export.records.files import file_sha256, strict_json
 from reference_model.nano import task
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _MOST_BYTES = 16 << 20  # of a line or a paragraph
 _HEADER_BYTES = 1 << 16  # what numpy's own first format had room for; it takes 10 kB
 _NPY_MAGIC = b"\x93NUMPY"
 _BLOCK = 1 << 20  # elements looked at in one step
-_HASH_BLOCK = 1 << 18
 _EXPECTED = "each line is a list of token ids, or an object with input_ids or text"
 _TOO_LONG = f"longer than {_MOST_BYTES >> 20} MiB"
 
@@ -371,7 +370,7 @@ def _collect_json_lines(path: Path, collector: _Collector, encoder: _Encoder) ->
 
 def _parse(line: str, where: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_distinct, parse_constant=_no_number)
+        return strict_json(line)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
     except ValueError as error:
@@ -379,18 +378,6 @@ def _parse(line: str, where: str) -> Any:
     except RecursionError:
         reason = "nested too deeply"
     raise CalibrationError(f"{where}: not valid JSON ({reason}); {_EXPECTED}")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers may take either of two values under one name, so there must not be two."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a name is given twice")
-    return values
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _text_of(entry: dict[str, Any], encoder: _Encoder, where: str) -> NDArray[np.int64]:
@@ -493,14 +480,10 @@ def _check_file(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(_HASH_BLOCK):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> CalibrationError:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from calibration.errors import CalibrationError
+from mythos_export.records.files import read_model
 
 __all__ = ["LARGEST_LIMIT", "RECIPE", "ActivationRange", "Method", "Ranges", "Recipe"]
 
 RECIPE = "recipe.json"  # its name in a bundle
-_MAX_BYTES = 64 << 20
 _SMALLEST, LARGEST_LIMIT = 1e-30, 1e30  # limits whose scale and its reciprocal are ordinary fp32 numbers
 
 _DRIFT = 2.0  # from here on a range shared by all depths costs the narrowest of them more than a bit
@@ -94,20 +93,6 @@ class Recipe(_Strict):
         """Read a recipe.
 
         Raises:
-            CalibrationError: it is not one.
+            InputFileError: it is not one.
         """
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise CalibrationError(f"{path}: too large to be a recipe")
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CalibrationError(f"{path}: not valid UTF-8, so not a recipe") from error
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be read ({error.strerror or error})") from error
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            what = f"{where[:200]}: {first['msg'][:200]}".lstrip(": ")
-            raise CalibrationError(f"{path}: not a usable recipe ({what}); calibrate again") from error
+        return read_model(cls, path, "calibrate again")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import EngineError
 from mythos_export.bundle import Bundle, FileEntry
+from mythos_export.records.files import file_sha256, first_error
 
 __all__ = [
     "FOLDER",
@@ -31,7 +32,6 @@ __all__ = [
 
 FOLDER = "engines"
 _MAX_BYTES = 1 << 20
-_BLOCK = 4 << 20
 
 Size = Annotated[int, Field(ge=0, le=1 << 31)]
 
@@ -143,9 +143,7 @@ def _parse(path: Path, sm: str) -> Receipt:
     except OSError as error:
         raise EngineError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EngineError(f"{path}: not a usable receipt ({where[:120]}: {first['msg'][:120]}); {again}") from error
+        raise EngineError(f"{path}: not a usable receipt ({first_error(error)}); {again}") from error
     if receipt.sm != sm:
         raise EngineError(f"{path}: a receipt for compute capability {receipt.sm}, not {sm}; {again}")
     return receipt
@@ -155,13 +153,10 @@ def _check_file(path: Path, entry: FileEntry, again: str) -> None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise EngineError(f"{path}: not a regular file; {again}")
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+        digest = file_sha256(path)
     except FileNotFoundError:
         raise EngineError(f"{path}: missing; {again}") from None
     except OSError as error:
         raise EngineError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if digest.hexdigest() != entry.sha256:
+    if digest != entry.sha256:
         raise EngineError(f"{path}: altered since it was built (sha256 differs); {again}")

@@ -1,24 +1,24 @@
 """The bundle: a folder that holds a model, and a manifest that says exactly what is in it.
 
-Light on purpose: a device that only runs bundles imports this file (and `data_references`), nothing
-else of the package.
+Light on purpose: a device that only runs bundles imports this file (with `data_references` and
+`records.files`), nothing else of the package.
 Every byte of it is hashed, so whatever opens is whole. Everything read here is treated as hostile.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mythos_export.data_references import data_references
+from mythos_export.records.files import file_sha256, first_error, strict_json
 
 __all__ = [
     "FORMAT_VERSION",
@@ -41,7 +41,6 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20  # hundreds of times what an export writes
-_HASH_BLOCK = 4 << 20
 _MOST = 1 << 31
 
 Depth = Annotated[int, Field(ge=0, le=_MOST)]
@@ -288,9 +287,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {where[:200]}: {first['msg'][:200]}; copy or export the bundle again") from error
+        raise BundleError(f"{file}: {first_error(error)}; copy or export the bundle again") from error
 
 
 def _read_json(path: Path) -> Any:
@@ -313,21 +310,9 @@ def _read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise BundleError(f"{file}: not valid UTF-8; copy or export the bundle again") from error
     try:
-        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
+        return strict_json(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file}: not valid JSON; copy or export the bundle again") from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers may take either of two values under one name, so there must not be two."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a name is given twice")
-    return values
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _plain_name(bundle: Path, name: str) -> str:
@@ -387,13 +372,7 @@ def file_entry(path: Path, progress: Progress | None = None) -> FileEntry:
 
 
 def _sha256(path: Path, progress: Progress | None = None) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(_HASH_BLOCK):
-                digest.update(block)
-                if progress:
-                    progress(len(block))
+        return file_sha256(path, progress)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({_reason(error)})") from error
-    return digest.hexdigest()

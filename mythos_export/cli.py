@@ -35,13 +35,12 @@ _USER_ERRORS = (
     ("mythos_export.building.build", "BuildError"),
     ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
-    ("mythos_export.html_report.measurements", "MeasurementError"),
     ("mythos_export.linears", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
-    ("mythos_export.planning.devices", "DeviceError"),
     ("mythos_export.planning.request", "PlanError"),
     ("mythos_export.passes.rewriting", "NothingToQuantize"),
     ("mythos_export.quantization", "MissingRange"),
+    ("mythos_export.records.files", "InputFileError"),
     ("mythos_export.errors", "RequestError"),
     ("engines.errors", "EngineError"),
 )
@@ -49,7 +48,7 @@ _NO_MEMORY = "not enough memory; a smaller model, --no-validate, a shorter conte
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
     "onnxruntime": "cpu",
-    **dict.fromkeys(("google", "tritonclient"), "triton"),
+    **dict.fromkeys(("google", "tritonclient", "yaml"), "triton"),
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from mythos_export.bundle import Bundle, BundleError
+from mythos_export.commands.output import text_table
+from mythos_export.records.measurements import Evaluation, Score
 from reference_model.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
 
-__all__ = ["Answers", "Evaluation", "Score", "check_task", "evaluate", "render"]
+__all__ = ["Answers", "check_task", "evaluate", "failure", "render"]
 
 _BATCH = 100
 _POINTS = {"int8": 1.0, "fp8": 1.0, "int4": 3.0}  # of accuracy that quantising may cost
@@ -25,53 +26,15 @@ _Z = 1.959964  # 95 % two-sided
 Answers = Callable[[NDArray[np.int64], int], NDArray[np.int64]]  # ids [b, s], loops -> token id [b]
 
 
-class Score(BaseModel):
-    """Accuracy at one number of hops and one loop count, with its 95 % confidence interval."""
-
-    hops: int
-    loops: int
-    correct: int
-    total: int
-    low: float
-    high: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return self.correct / self.total
-
-
-class Evaluation(BaseModel):
-    """All scores of a bundle, and PyTorch's where it was asked."""
-
-    precision: str
-    prompts: int
-    trained_hops: int
-    loops: list[int]
-    scores: list[Score]
-    reference: list[Score]
-    differing: int | None  # answers, over all loop counts, that are not PyTorch's; None if it was not asked
-
-    def points_lost(self) -> dict[int, float]:
-        """By loop count: PyTorch's accuracy less the bundle's, in points, over the hops it was trained on."""
-        trained = [score for score in self.reference if score.hops <= self.trained_hops]
-        own = {(score.hops, score.loops): score for score in self.scores}
-        lost = {}
-        for count in self.loops if trained else ():
-            pairs = [(score, own[score.hops, count]) for score in trained if score.loops == count]
-            right = sum(theirs.correct - ours.correct for theirs, ours in pairs)
-            lost[count] = 100 * right / sum(theirs.total for theirs, _ in pairs)
-        return lost
-
-    def failure(self, trained_loops: int) -> str | None:
-        """What is wrong with these answers, held against PyTorch's, up to the depth the model was trained for."""
-        if self.precision == "fp32":
-            return f"{self.differing} answers differ from PyTorch's" if self.differing else None
-        bound = _POINTS.get(self.precision, math.inf)
-        for count, lost in self.points_lost().items():
-            if count <= trained_loops and abs(lost) > bound:
-                return f"{lost:+.2f} points at {count} loops; {self.precision} may be {bound:g} off"
-        return None
+def failure(evaluation: Evaluation, trained_loops: int) -> str | None:
+    """What is wrong with these answers, held against PyTorch's, up to the depth the model was trained for."""
+    if evaluation.precision == "fp32":
+        return f"{evaluation.differing} answers differ from PyTorch's" if evaluation.differing else None
+    bound = _POINTS.get(evaluation.precision, math.inf)
+    for count, lost in evaluation.points_lost().items():
+        if count <= trained_loops and abs(lost) > bound:
+            return f"{lost:+.2f} points at {count} loops; {evaluation.precision} may be {bound:g} off"
+    return None
 
 
 def check_task(bundle: Bundle) -> None:
@@ -146,22 +109,25 @@ def _wilson(correct: int, total: int) -> tuple[float, float]:
 
 def render(evaluation: Evaluation) -> str:
     """A table: a row per k, a column per loop count, accuracy in % with its interval."""
-    table = {(score.hops, score.loops): score for score in evaluation.scores}
-    lines = [
-        f"accuracy in % [95 % interval] on {evaluation.prompts} test prompts, {evaluation.precision}",
-        "  k  " + "".join(f"{f'{count} loops':<20}" for count in evaluation.loops),
+    scores = {(score.hops, score.loops): score for score in evaluation.scores}
+    rows = [
+        [
+            str(hops),
+            *(_cell(scores[hops, loops]) for loops in evaluation.loops),
+            "(beyond training)" if hops > evaluation.trained_hops else "",
+        ]
+        for hops in sorted({score.hops for score in evaluation.scores})
     ]
-    for hops in sorted({score.hops for score in evaluation.scores}):
-        cells = [_cell(table[hops, count]) for count in evaluation.loops]
-        beyond = "  (beyond training)" if hops > evaluation.trained_hops else ""
-        lines.append(f"{hops:>3}  " + "".join(f"{cell:<20}" for cell in cells) + beyond)
+    head = ["k", *(f"{loops} loops" for loops in evaluation.loops), ""]
+    title = f"accuracy in % [95 % interval] on {evaluation.prompts} test prompts, {evaluation.precision}"
+    lines = [title, text_table(head, rows, left=())]
     if evaluation.differing is not None:
         asked = evaluation.prompts * len(evaluation.loops)
         lines.append(f"answers that differ from PyTorch's: {evaluation.differing} of {asked}")
     if any(evaluation.points_lost().values()):
         costs = "  ".join(f"{count} loops {0.0 - points:+.2f}" for count, points in evaluation.points_lost().items())
         lines.append(f"accuracy over k = 1..{evaluation.trained_hops} less PyTorch's, in points: {costs}")
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _cell(score: Score) -> str:

@@ -67,7 +67,7 @@ def quantize_options(
 
     Raises:
         RequestError: one that does nothing here, or contradicts another.
-        CalibrationError: the recipe is none.
+        InputFileError: the recipe is none.
     """
     given = {
         "--calibration-data": data,

@@ -4,9 +4,9 @@
 
 All contestants have the same weights, the same prompts and the same past. Each lives in a process of its own; they take
 turns, in rounds whose order rotates, and figures are medians over rounds; a ratio is taken within each round first.
-Before anything is timed their logits are compared: in fp32 they must agree, quantised ones are reported. What the
-machine can do at best is measured before and after. How fast it reads out of memory, which others may use too, changes
-by the minute: it is measured at the beginning of each round of decoding, and held against that round.
+Before anything is timed their logits are compared: in fp32 they must agree, quantized ones are reported. How fast this
+machine reads out of memory, which others may use too, changes by the minute: it is measured at the beginning of each
+round of decoding, and held against that round.
 
 What is timed:
 
@@ -15,28 +15,24 @@ What is timed:
 - prefill: a prompt, from ids to the logits of its last token.
 - batch: sequences of mixed depths in one bundle at once, against each of them alone, and against one of the deepest.
 
-Where the contestants do not fit into memory together (or by `--residence apart`) they are measured one after the
-other, and the output says so: their rounds are then minutes apart, and a ratio has the machine's drift in it. Warnings
-say what else speaks against the figures; look first at how much of the processor others took during the run.
+Where the contestants do not fit into memory together, `--residence apart` measures them one after the other: their
+rounds are then minutes apart, and a ratio has the machine's drift in it. Warnings say what else speaks against the
+figures; look first at how much of the processor others took during the run.
 
 The file of `--json` (milliseconds unless the name says otherwise):
 
 - `machine`, `model`, `settings`, `warnings`: what was measured, where, how, and what to hold against it.
-- `roofline`: `before`, `after` and `used` (the best of all): `read_bytes_per_s` out of memory, with the way of reading
-  that was quickest; `resident_bytes_per_s` by working set; `gemm_flops` by arithmetic. `during`: the median of what
-  was read at the beginning of rounds, in the `read_way` that was best before.
+- `roofline`: bytes read a second out of memory, at best and in the median of rounds.
 - `contestants`: `load_seconds` (PyTorch's include making the weights, a bundle's leave out hashing its files),
   `weight_bytes`, `looped_block_bytes` (what a loop reads of them), `idle_cpu_share` (of a core, while others had their
   turn), and `memory`, grown since before loading: when loaded, when decoding where it is farthest from weights and
-  cache, that ratio, and the peak. Of it `anonymous` is what only this process has, and `file` what it has read of
-  mapped files, which the system drops when it wants the room.
+  cache (`anonymous` is what only this process has), that ratio, and the peak.
 - `agreement`: logits of a prompt and some tokens after it, against the first contestant's.
 - `decode`: `ms_per_token`; `interval_ms` (95 %, of the median; from six rounds on), `least_ms`, `most_ms`, `rounds_ms`;
   `outside_ms`, the part of a step outside the session; `bytes` that the step cannot avoid moving, `read_bytes_per_s`
-  in these rounds, `roofline_ms` the bytes take at that rate and `roofline_share` reached; the same with the looped
-  block read again from whichever cache it fits (`resident_…`); `error_over_range` of its logits against the first
-  contestant's; `speedup_over` each other contestant.
-- `prefill`: `ms` and its spread, `operations` of the linear layers, and the share reached of the rate of products.
+  in these rounds, `roofline_ms` the bytes take at that rate and `roofline_share` reached; `error_over_range` of its
+  logits against the first contestant's; `speedup_over` each other contestant.
+- `prefill`: `ms` and its spread.
 - `batch`: `tokens_per_s` at once; `one_by_one_tokens_per_s`, the same sequences each alone at its own depth, and `gain`
   over that; `deepest_alone_tokens_per_s`, of one sequence of the deepest depth, and `gain_over_deepest`. Gains are
   ratios within rounds.
@@ -64,7 +60,6 @@ from tools.benchmarking import machine
 from tools.benchmarking.contestants import Spec
 from tools.benchmarking.files import as_json, write_whole
 from tools.benchmarking.measure import Measurements, Plan, measure
-from tools.benchmarking.memory import available_bytes
 from tools.benchmarking.options import read_options
 from tools.benchmarking.plot import draw
 from tools.benchmarking.profiling import profile_step
@@ -75,12 +70,9 @@ from tools.benchmarking.tables import tables
 from tools.benchmarking.traffic import Traffic, bundle_traffic, pytorch_traffic
 from tools.benchmarking.worker import BenchmarkError
 
-__all__ = ["benchmark", "latency_files", "main", "together"]
+__all__ = ["benchmark", "latency_files", "main"]
 
-_RUNTIME_BYTES = 1 << 29  # of a process, beside weights and cache
-_COPIES = {"open-mythos": 1.0, "compiled": 1.0, "bundle": 1.6}  # of the weights: ONNX Runtime packs most of them anew
 _STOPPED = "stopped early"
-_KEPT_FREE = 0.9  # of the memory that is available
 
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
@@ -90,25 +82,22 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         BenchmarkError: nothing could be measured.
         BundleError, EngineError, CheckpointError, ConfigError, RequestError: a bad bundle, checkpoint or model.
     """
-    before = machine.busy_elsewhere(given.threads)
     bundles = [Bundle.open(path) for path in given.bundles]
     model = read_model(given, bundles)
     plan = _plan(given, model.config)
     specs = _specs(given, bundles, model)
     traffic = {spec.name: _traffic(spec, model.config) for spec in specs}
-    fits = given.residence == "together" or (given.residence == "auto" and together(specs, traffic, plan))
-    groups = [specs] if fits else [[spec] for spec in specs]
+    groups = [specs] if given.residence == "together" else [[spec] for spec in specs]
     gains = latent_gains(*open_source(specs[0]))
 
-    first = machine.measure_roofline(given.threads)
     found, others = Measurements(), machine.Others()
-    with machine.reading(given.threads, first.read_way) as read_rate:
+    with machine.reading(given.threads) as read_rate:
+        rates = [read_rate()]
         stopped = _measure_what_goes(groups, gains, plan, read_rate, found)
+        rates.append(read_rate())
     elsewhere = others.share()
-    last = machine.measure_roofline(given.threads)
-    rates = [rate for of_cell in found.read_rates.values() for of_name in of_cell.values() for rate in of_name]
-    used = machine.with_readings(machine.better(first, last), first.read_way, rates)
-    result = figures(found, plan, model.config, traffic, used)
+    during = [rate for of_cell in found.read_rates.values() for of_name in of_cell.values() for rate in of_name]
+    result = figures(found, plan, traffic)
     if given.profile is not None:
         result["profile"] = [
             profile_step(spec.bundle, model.config, gains, plan.past[0], plan.loops[-1], given.threads)
@@ -116,20 +105,24 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
             if spec.bundle is not None
         ]
     return {
-        "format_version": 1,
+        "format_version": 2,
         "measured": datetime.date.today().isoformat(),
-        "machine": _machine(groups) | {"others_cpu_share": elsewhere},
+        "machine": {
+            "processor": machine.describe(),
+            "last_level_cache": machine.last_level_cache(),
+            "residence": "all contestants in memory, taking turns"
+            if len(groups) == 1
+            else "one contestant in memory at a time, rounds minutes apart",
+            "others_cpu_share": elsewhere,
+        },
         "model": {"config": asdict(model.config), "source": model.source},
         "settings": plan._asdict() | {"threads": given.threads},
         "roofline": {
-            "before": first._asdict(),
-            "during": {"read_way": first.read_way, "read_bytes_per_s": statistics.median(rates) if rates else None},
-            "after": last._asdict(),
-            "used": used._asdict(),
+            "read_bytes_per_s": max(rates + during),
+            "during_bytes_per_s": statistics.median(during) if during else None,
         },
         **result,
-        "warnings": [warning for warning in (before, machine.disturbed(elsewhere), stopped) if warning]
-        + doubts(result),
+        "warnings": [warning for warning in (machine.disturbed(elsewhere), stopped) if warning] + doubts(result),
     }
 
 
@@ -146,18 +139,6 @@ def _measure_what_goes(
         print(said, file=sys.stderr)
         return f"{_STOPPED}: {said.splitlines()[-1]}"
     return None
-
-
-def together(specs: Sequence[Spec], traffic: dict[str, Traffic], plan: Plan) -> bool:
-    """Do all contestants fit into memory at once? Estimated."""
-    available = available_bytes()
-    slots = max(plan.past) + plan.steps + 1
-    caches = {name: of_name.cache(slots, max(plan.loops)) for name, of_name in traffic.items()}
-    needed = (plan.batch + len(plan.loops)) * max(caches.values())  # a batch, of one contestant at a time
-    needed += _RUNTIME_BYTES + 2 * machine.buffer_bytes()  # what measures how fast this machine reads
-    for spec in specs:  # PyTorch copies a cache to append to it
-        needed += int(_RUNTIME_BYTES + _COPIES[spec.kind] * traffic[spec.name].stored + 2 * caches[spec.name])
-    return available is None or needed <= _KEPT_FREE * available
 
 
 def _specs(given: argparse.Namespace, bundles: Sequence[Bundle], model: Model) -> list[Spec]:
@@ -192,17 +173,6 @@ def _plan(given: argparse.Namespace, config: MythosConfig) -> Plan:
             "ask for a smaller --past, --steps or --prefill"
         )
     return Plan(given.past, given.loops, given.prefill, given.rounds, given.steps, given.batch, config.vocab_size)
-
-
-def _machine(groups: Sequence[Sequence[Spec]]) -> dict[str, Any]:
-    alone = len(groups) > 1
-    return {
-        "processor": machine.describe(),
-        "last_level_cache": machine.last_level_cache(),
-        "residence": "one contestant in memory at a time, rounds minutes apart"
-        if alone
-        else "all contestants in memory, taking turns",
-    }
 
 
 def latency_files(result: dict[str, Any], folder: Path) -> dict[Path, str]:

@@ -44,6 +44,7 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import import_onnxruntime
 from mythos_export import passes
+from mythos_export.commands.output import text_table
 from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
 from mythos_export.quantization import QUANTIZED, Choices, blockwise
 from mythos_export.targets import TARGETS
@@ -253,16 +254,20 @@ def table(rows: Sequence[Row]) -> str:
     tokens = list(dict.fromkeys(row["tokens"] for row in rows))
     precisions = dict.fromkeys(row["precision"] for row in rows)
     best = {(precision, count): _least(_cells(rows, precision, count)) for precision in precisions for count in tokens}
-    lines = ["| ms an iteration | " + " | ".join(map(_counted, tokens)) + " |", "|---" * (len(tokens) + 1) + "|"]
+    times, active = [], []
     for name, precision in dict.fromkeys((row["formulation"], row["precision"]) for row in rows):
         mine = [row for row in rows if (row["formulation"], row["precision"]) == (name, precision)]
-        cells = [_cell(row["ms"], best[precision, row["tokens"]]) for row in mine]
-        lines.append(f"| {name} {precision} | " + " | ".join(cells) + " |")
-    lines += ["", lines[0].replace("ms an iteration", "MB of active weights"), lines[1]]
+        times.append([f"{name} {precision}", *(_cell(row["ms"], best[precision, row["tokens"]]) for row in mine)])
     for precision in precisions:
-        active = (_cells(rows, precision, count)[0]["active_bytes"] for count in tokens)
-        lines.append(f"| {precision} | " + " | ".join(f"{each / 1e6:.1f}" for each in active) + " |")
-    return "\n".join(lines)
+        read = (_cells(rows, precision, count)[0]["active_bytes"] for count in tokens)
+        active.append([precision, *(f"{each / 1e6:.1f}" for each in read)])
+    counts = list(map(_counted, tokens))
+    return "\n\n".join(
+        [
+            text_table(["ms an iteration", *counts], times, markdown=True),
+            text_table(["MB of active weights", *counts], active, markdown=True),
+        ]
+    )
 
 
 def _cells(rows: Sequence[Row], precision: str, tokens: int) -> list[Row]:

@@ -22,7 +22,7 @@ __all__ = ["run"]
 
 def run(path: Path, *, loops: str, per_hop: int, seed: int, reference: bool, json: bool) -> None:
     """Evaluate; exit code 1 if an fp32 bundle answers anything PyTorch does not, or a quantised one costs too much."""
-    from mythos_export.evaluate import check_task, evaluate, render
+    from mythos_export.evaluate import check_task, evaluate, failure, render
     from reference_model.nano.task import MAX_HOPS
 
     counts = parse_loops(loops).depths
@@ -48,8 +48,8 @@ def run(path: Path, *, loops: str, per_hop: int, seed: int, reference: bool, jso
         print_json(result.model_dump())
     else:
         print(render(result))
-    if failure := result.failure(bundle.manifest.limits.max_loop_iters):
-        print(f"failed: {failure}", file=sys.stderr)
+    if reason := failure(result, bundle.manifest.limits.max_loop_iters):
+        print(f"failed: {reason}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -13,13 +13,13 @@ __all__ = ["run"]
 
 def run(path: Path, *, accuracy: Path | None, latency: Path | None, json: bool) -> None:
     """Make the report of an existing bundle again."""
-    from mythos_export.html_report.measurements import Accuracy, Latency, read_measurement
     from mythos_export.html_report.write import REPORT, remake_report
+    from mythos_export.records.measurements import Evaluation, Latency, read_measurement
 
     report = Reporter(quiet=json)
     bundle = Bundle.open(path, check_hashes=False)
     measured = (
-        read_measurement(Accuracy, accuracy, bundle) if accuracy is not None else None,
+        read_measurement(Evaluation, accuracy, bundle) if accuracy is not None else None,
         read_measurement(Latency, latency, bundle) if latency is not None else None,
     )
     with report.step("hash the bundle", bundle.total_bytes) as advance:

@@ -11,7 +11,7 @@ from calibration.recipe import Recipe
 from calibration.sensitivity import Sensitivity, measure_sensitivity
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, BundleError
-from mythos_export.commands.output import print_json
+from mythos_export.commands.output import print_json, text_table
 from mythos_export.errors import RequestError
 from mythos_export.parity.source import load_graph, recipe_of, source_of_bundle
 from mythos_export.progress import Reporter
@@ -41,15 +41,14 @@ def run(
 def render(found: Sensitivity) -> str:
     """A row per layer, the dearest first."""
     total = sum(cost.weights for cost in found.layers)
-    rows = [f"{cost.relative_error:>8.2%}  {cost.weights / total:>8.2%}  {cost.layer}" for cost in found.layers]
+    rows = [[f"{cost.relative_error:.2%}", f"{cost.weights / total:.2%}", cost.layer] for cost in found.layers]
+    rows.append([f"{found.relative_error:.2%}", "", "all of them together"])
     loops = ", ".join(map(str, found.loops))
     return "\n".join(
         [
             f"{found.precision}: what each layer costs when it alone is quantised",
             f"(|error| / |fp32| of the logits, {found.tokens} tokens at {loops} loops)",
-            "    cost   weights  layer",
-            *rows,
-            f"{found.relative_error:>8.2%}  all of them together",
+            text_table(("cost", "weights", "layer"), rows, left=(2,)),
         ]
     )
 

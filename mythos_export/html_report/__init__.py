@@ -1,1 +1,1 @@
-"""`report.html` of a bundle: what it is, that it computes what PyTorch computes, and what it costs, in pictures."""
+"""`report.html` of a bundle: what it is, whether it computes what PyTorch computes, and what it costs."""

@@ -1,15 +1,17 @@
-"""The blocks that pages are built of: sections, figures with their numbers beneath, tables, lists of facts."""
+"""What a page is made of, as plain data; `page.html` turns it into HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mythos_export.html_report.markup import Content, Markup, tag
-from mythos_export.html_report.pictures.axes import thinned
+from mythos_export.html_report.chart import Chart
+from mythos_export.html_report.words import subsampled
 
-__all__ = ["Table", "card", "facts", "figure", "paragraph", "section", "table"]
+__all__ = ["LEVELS", "Figure", "Section", "Table", "by_depth", "shade"]
 
+LEVELS = 5  # shades of a cell, the palest 0
 _MOST_ROWS, _MOST_COLUMNS = 80, 40
 
 
@@ -17,80 +19,69 @@ _MOST_ROWS, _MOST_COLUMNS = 80, 40
 class Table:
     """Rows of text; the first of each names it."""
 
+    title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
     numbers: bool = True  # right-aligned behind the first column
+    shades: Sequence[Sequence[str]] = ()  # a class of the style sheet for each cell; none if empty
+
+    @property
+    def shown(self) -> tuple[list[str], list[list[tuple[str, str]]], str]:
+        """Head, rows of (text, shade), and what was left out: a large table is subsampled."""
+        rows = subsampled(len(self.rows), _MOST_ROWS)
+        columns = [0, *(1 + index for index in subsampled(len(self.head) - 1, _MOST_COLUMNS - 1))]
+        cells = [
+            [(self.rows[row][column], self.shades[row][column] if self.shades else "") for column in columns]
+            for row in rows
+        ]
+        counts = (("rows", len(rows), len(self.rows)), ("columns", len(columns), len(self.head)))
+        parts = [f"{every - shown} of {every} {what}" for what, shown, every in counts if shown < every]
+        left_out = f"{' and '.join(parts)} left out" if parts else ""
+        return [self.head[column] for column in columns], cells, left_out
 
 
-def section(identity: str, title: str, *content: Content) -> Markup:
-    """One part of the page."""
-    heading = f"{identity}-title"
-    return tag("section", tag("h2", title, id=heading), content, id=identity, aria_labelledby=heading)
+@dataclass(frozen=True)
+class Figure:
+    """A chart, and its numbers in a table that opens beneath."""
+
+    chart: Chart
+    table: Table
 
 
-def paragraph(*content: Content) -> Markup:
-    """Running text."""
-    return tag("p", content)
+@dataclass(frozen=True)
+class Section:
+    """One part of the page; words between backticks are code."""
+
+    identity: str
+    title: str
+    words: Sequence[str]
+    blocks: Sequence[Table | Figure] = ()
+    facts: Sequence[tuple[str, str]] = ()
 
 
-def figure(
-    title: str, note: str, picture: Markup | None, numbers: Table | None, *, level: int = 3, class_: str | None = None
-) -> Markup:
-    """A picture with what it shows above it, and its numbers beneath."""
-    return tag(
-        "figure",
-        tag("figcaption", tag(f"h{level}", title), tag("p", note)),
-        picture,
-        None if numbers is None else _folded(title, numbers),
-        class_=class_,
-    )
+def shade(value: float | None, pale: float, deep: float, *, ramp: str = "h", log: bool = False) -> str:
+    """The class of a cell between the value that is palest and the one that is deepest.
 
-
-def card(title: str, *content: Content, level: int = 3, width: str | None = None) -> Markup:
-    """A block beside figures; `width` is "wide" for two columns, "whole" for all."""
-    return tag("div", tag(f"h{level}", title), content, class_=f"card {width}" if width else "card")
-
-
-def table(name: str, numbers: Table) -> Markup:
-    """A table in a box of its own, which scrolls where the page must not.
-
-    Of very many rows it has every so-manieth, so of columns, and says so.
+    Args:
+        ramp: "h" where the deepest is the worst, "g" where it is the best.
     """
-    rows = [numbers.rows[index] for index in thinned(len(numbers.rows), _MOST_ROWS)]
-    columns = [0, *(1 + index for index in thinned(len(numbers.head) - 1, _MOST_COLUMNS - 1))]
-    left_out = _left_out(numbers, len(rows), len(columns))
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag("caption", f"{name} ({left_out})" if left_out else name, class_="seen" if left_out else None),
-            tag("thead", tag("tr", [tag("th", numbers.head[index], scope="col") for index in columns])),
-            tag("tbody", [_row([row[index] for index in columns]) for row in rows]),
-            class_="numbers" if numbers.numbers else None,
-        ),
-        class_="scroll",
-        role="region",
-        aria_label=f"{name}, table",
-        tabindex=0,
-    )
+    if value is None or not math.isfinite(value) or pale == deep:
+        return ""
+    if log:
+        value, pale, deep = (math.log(max(number, 1e-300)) for number in (value, pale, deep))
+    return f"{ramp}{min(max(int((value - pale) / (deep - pale) * LEVELS), 0), LEVELS - 1)}"
 
 
-def facts(pairs: Sequence[tuple[str, Content]], *, class_: str = "facts") -> Markup:
-    """Names and what they are."""
-    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_=class_)
-
-
-def _left_out(numbers: Table, rows: int, columns: int) -> str:
-    """`20 of 100 rows and 24 of 64 columns left out`; nothing where all is there."""
-    counts = (("rows", rows, len(numbers.rows)), ("columns", columns, len(numbers.head)))
-    parts = [f"{every - shown} of {every} {what}" for what, shown, every in counts if shown < every]
-    return f"{' and '.join(parts)} left out" if parts else ""
-
-
-def _folded(title: str, numbers: Table) -> Markup:
-    summary = tag("summary", "Numbers", tag("span", f": {title}", class_="unseen"))
-    return tag("details", summary, table(title, numbers))
-
-
-def _row(cells: Sequence[str]) -> Markup:
-    return tag("tr", tag("th", cells[0], scope="row"), [tag("td", cell) for cell in cells[1:]])
+def by_depth(
+    title: str,
+    note: str,
+    columns: Sequence[tuple[str, Mapping[int, float]]],
+    write: Callable[[float], str],
+    shade_of: Callable[[float], str],
+) -> Table:
+    """Depths downward, loop counts across; `columns` has the value of each depth."""
+    depths = sorted({depth for _, values in columns for depth in values})
+    rows = [[str(depth), *(write(each[depth]) if depth in each else "" for _, each in columns)] for depth in depths]
+    shades = [["", *(shade_of(each[depth]) if depth in each else "" for _, each in columns)] for depth in depths]
+    return Table(title, ["depth", *(name for name, _ in columns)], rows, note, shades=shades)

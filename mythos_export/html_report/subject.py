@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
 from mythos_export.bundle import Bundle, BundleError, Manifest
-from mythos_export.html_report.measurements import Accuracy, Latency
-from mythos_export.html_report.parity_file import Parity, read_parity
 from mythos_export.inspection.inspect import Inspection, inspect
+from mythos_export.records.files import read_model
+from mythos_export.records.measurements import Evaluation, Latency
+from mythos_export.records.parity import ParityReport, read_parity
 
 __all__ = ["Subject", "read_subject"]
 
@@ -20,25 +20,24 @@ class Subject:
 
     manifest: Manifest
     inspection: Inspection  # its graphs and weights
-    parity: Parity | None
+    parity: ParityReport | None
     recipe: Recipe | None
-    accuracy: Accuracy | None
+    accuracy: Evaluation | None
     latency: Latency | None
 
     @property
     def quantized(self) -> bool:
-        """Does it say how it was quantised?"""
+        """Does it say how it was quantized?"""
         return self.manifest.quantization is not None
 
 
-def read_subject(bundle: Bundle, accuracy: Accuracy | None, latency: Latency | None) -> Subject:
+def read_subject(bundle: Bundle, accuracy: Evaluation | None, latency: Latency | None) -> Subject:
     """Read a bundle.
 
     Raises:
         BundleError: a file of it is damaged.
     """
-    try:
-        recipe = Recipe.from_file(bundle.file(RECIPE)) if RECIPE in bundle.manifest.files else None
-    except CalibrationError as error:
-        raise BundleError(str(error)) from error
+    recipe = None
+    if RECIPE in bundle.manifest.files:
+        recipe = read_model(Recipe, bundle.file(RECIPE), "export the bundle again", failure=BundleError)
     return Subject(bundle.manifest, inspect(bundle), read_parity(bundle), recipe, accuracy, latency)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mythos_export.bundle import Manifest
-from mythos_export.html_report.parity_file import Parity
-from mythos_export.html_report.pictures.axes import thinned
-from mythos_export.html_report.words import listed, percent, plural, short
+from mythos_export.html_report.words import listed, percent, plural, short, subsampled
+from mythos_export.records.parity import ParityReport
 
 __all__ = ["Verdict", "verdict_of"]
 
@@ -25,7 +24,7 @@ class Verdict:
     reason: str
 
 
-def verdict_of(manifest: Manifest, parity: Parity | None) -> Verdict:
+def verdict_of(manifest: Manifest, parity: ParityReport | None) -> Verdict:
     """Say it."""
     summary = manifest.parity
     if summary is None or parity is None:
@@ -37,7 +36,7 @@ def verdict_of(manifest: Manifest, parity: Parity | None) -> Verdict:
         )
     if not summary.passed or parity.failures:
         return Verdict("different", "Not equal to PyTorch", (parity.failures or ["the comparison failed"])[0])
-    shown = [str(summary.loops[index]) for index in thinned(len(summary.loops), _MOST_LOOPS)]
+    shown = [str(summary.loops[index]) for index in subsampled(len(summary.loops), _MOST_LOOPS)]
     at = f"{listed(shown)} {'loop' if summary.loops == [1] else 'loops'}"
     if left_out := len(summary.loops) - len(shown):
         at += f" and {plural(left_out, 'count')} between"
@@ -52,14 +51,14 @@ def verdict_of(manifest: Manifest, parity: Parity | None) -> Verdict:
     )
 
 
-def _price(parity: Parity) -> str:
-    """What quantising costs, against the model in fp32."""
+def _price(parity: ParityReport) -> str:
+    """What quantizing costs, against the model in fp32."""
     if not parity.loss:
-        return "What quantising costs was not measured."
+        return "What quantizing costs was not measured."
     worst = max(parity.loss, key=lambda loss: loss.relative_error or 0.0)
     top1 = min(loss.top1_agreement for loss in parity.loss)
     return (
-        "What quantising costs, against the model in fp32: the logits are off by at most "
+        "What quantizing costs, against the model in fp32: the logits are off by at most "
         f"{percent(worst.relative_error)} (at {plural(worst.loops, 'loop')}), and the likeliest token is the same in "
         f"at least {percent(top1)} of the positions."
     )

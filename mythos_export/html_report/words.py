@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["DASH", "count", "drawn", "listed", "percent", "plural", "short", "tenths"]
+__all__ = ["DASH", "count", "listed", "percent", "plural", "short", "subsampled"]
 
 DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -33,15 +33,6 @@ def percent(share: float | None) -> str:
     return f"{'>99.99' if text == '100' and share < 1 else text} %".replace("-", _MINUS)
 
 
-def tenths(share: float | None) -> str:
-    """A share in % for a narrow cell; what is not quite all is never 100."""
-    if share is None or not math.isfinite(share):
-        return DASH
-    if 0.9995 <= share < 1:
-        return "99.9"
-    return f"{100 * share:.1f}".removesuffix(".0") if share < 100 else short(100 * share)
-
-
 def count(number: int) -> str:
     """With a comma between thousands."""
     return f"{number:,}".replace("-", _MINUS) if abs(number) < 10**30 else "too many to write"
@@ -57,8 +48,8 @@ def listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
 
-def drawn(shown: Sequence[str], every: Sequence[str], what: str) -> str:
-    """What a picture is of, to follow its note; nothing where it is of all."""
-    if len(shown) == len(every):
-        return ""
-    return f" Drawn are {count(len(shown))} of {count(len(every))} {what}: {listed(shown)}."
+def subsampled(number: int, most: int) -> list[int]:
+    """At most `most` of the indices 0, 1, ..., evenly spaced, the first and the last among them."""
+    if number <= most:
+        return list(range(number))
+    return sorted({round(index * (number - 1) / (most - 1)) for index in range(most)})

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mythos_export.bundle import MANIFEST, Bundle, BundleError, Manifest, file_entry
-from mythos_export.html_report.measurements import ACCURACY, LATENCY, Accuracy, Latency, stored
 from mythos_export.html_report.page import render
 from mythos_export.html_report.subject import read_subject
+from mythos_export.records.measurements import ACCURACY, LATENCY, Evaluation, Latency, stored
 
 __all__ = ["REPORT", "add_report", "remake_report"]
 
@@ -26,7 +26,7 @@ def add_report(bundle: Bundle) -> Manifest:
     return _listing(bundle.manifest, {REPORT: path})
 
 
-def remake_report(bundle: Bundle, accuracy: Accuracy | None = None, latency: Latency | None = None) -> Bundle:
+def remake_report(bundle: Bundle, accuracy: Evaluation | None = None, latency: Latency | None = None) -> Bundle:
     """Write the report of an existing bundle anew.
 
     What was measured is kept in the bundle too, and what an earlier report showed stays in it. A file and the
@@ -38,14 +38,14 @@ def remake_report(bundle: Bundle, accuracy: Accuracy | None = None, latency: Lat
 
     Raises:
         BundleError: a file of it is damaged, or it cannot be written.
-        MeasurementError: measurements that it holds are damaged.
+        InputFileError: measurements that it holds are damaged.
     """
     new = {
         name: (values.model_dump_json(indent=2) + "\n").encode()
         for name, values in ((ACCURACY, accuracy), (LATENCY, latency))
         if values is not None
     }
-    new[REPORT] = _rendered(bundle, accuracy or stored(Accuracy, bundle), latency or stored(Latency, bundle))
+    new[REPORT] = _rendered(bundle, accuracy or stored(Evaluation, bundle), latency or stored(Latency, bundle))
     manifest = bundle.manifest
     try:
         _replace(bundle.path / MANIFEST, _json(_without(manifest, new)))
@@ -58,7 +58,7 @@ def remake_report(bundle: Bundle, accuracy: Accuracy | None = None, latency: Lat
     return Bundle(bundle.path, listed)
 
 
-def _rendered(bundle: Bundle, accuracy: Accuracy | None, latency: Latency | None) -> bytes:
+def _rendered(bundle: Bundle, accuracy: Evaluation | None, latency: Latency | None) -> bytes:
     """The page says what else is in the bundle, but not its own hash; what is added with it is not in there yet."""
     own = (REPORT, ACCURACY, LATENCY)
     before = Bundle(bundle.path, _without(bundle.manifest, own))

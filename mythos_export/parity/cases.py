@@ -55,9 +55,9 @@ def default_loops(config: MythosConfig, deepest: int | None, *, twice: bool = Fa
     return sorted(wanted)
 
 
-def cases_for(config: MythosConfig, loops: Sequence[int], *, seed: int = _SEED) -> list[Case]:
+def cases_for(config: MythosConfig, loops: Sequence[int]) -> list[Case]:
     """Prefill, chunked and cached at every loop count; then padded sequences of mixed depths in one batch."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     seq = min(_TOKENS, config.max_seq_len)
     cases = []
     for count in loops:

@@ -6,66 +6,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from mythos_export.parity.cases import Case
 from mythos_export.parity.exported import ExportedRun, Inside
 from mythos_export.parity.reference import ReferenceRun
-from mythos_export.parity.tolerances import Tolerance
+from mythos_export.records.parity import CaseResult, DepthResult, Flip, Tolerance
 
-__all__ = ["CaseResult", "DepthResult", "Flip", "compare_case", "measure_logits", "uncompared_case"]
+__all__ = ["compare_case", "measure_logits", "uncompared_case"]
 
 _TINY = 1e-30  # keeps a range of zero from dividing
 _MAX_FLIPS = 20  # listed; the count is complete
-
-
-class DepthResult(BaseModel):
-    """One depth of the loop."""
-
-    depth: int  # 1 for the first loop
-    hidden_error: float  # max absolute error over the range of the reference's hidden state
-    router_agreement: float  # share of tokens sent to the same experts
-    act_weight_error: float  # max absolute error of the share this depth has in the output
-
-
-class Flip(BaseModel):
-    """A discrete decision that came out differently."""
-
-    kind: str  # router or halting
-    sequence: int
-    position: int
-    depth: int
-    margin: float  # how far the reference was from deciding so itself
-
-
-class CaseResult(BaseModel):
-    """One case compared."""
-
-    kind: str
-    loops: list[int]
-    tokens: int  # positions compared
-    excluded: int  # positions after a near-tie that flipped: reported, not held against the tolerance
-    max_abs_error: float
-    mean_abs_error: float
-    error_over_range: float
-    typical_error: float  # of the median position, over the range
-    relative_error: float  # of the norms
-    cosine: float
-    kl: float  # mean KL divergence of the next-token distribution, nats
-    top1_agreement: float  # outside near-ties
-    near_ties: int  # positions whose two best tokens are closer than rounding
-    smallest_top1_margin: float  # over the logit range
-    halting_agreement: float
-    halting_depths: list[int] = []  # positions that the graph halted at depth 1, 2, ...; the last: there, or never
-    trajectory: list[DepthResult]
-    first_depth_out: int | None
-    flips: list[Flip]
-    failures: list[str]
-
-    @property
-    def passed(self) -> bool:
-        """Is everything within tolerance?"""
-        return not self.failures
 
 
 def compare_case(

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
+from mythos_export.commands.output import text_table
 from mythos_export.parity.cases import Case
 from mythos_export.parity.compare import measure_logits
 from mythos_export.parity.exported import ExportedRun
 from mythos_export.parity.reference import ReferenceRun
+from mythos_export.records.parity import DepthLoss, Loss
 
-__all__ = ["DepthLoss", "Loss", "loss_failures", "loss_warnings", "measure_loss", "render_loss"]
+__all__ = ["loss_failures", "loss_warnings", "measure_loss", "render_loss"]
 
 # A model is refused where the next token's distribution is that of another model, and pointed out where a user will
 # notice. Top-1 of tokens that are nearly tied changes with no harm, so it counts only where the distribution has moved.
@@ -25,27 +26,6 @@ REFUSED_KL, WARNED_KL = 1.0, 0.1  # nats, mean over the positions of a prompt
 REFUSED_TOP1, REFUSED_TOP1_KL = 0.25, 0.5  # share of positions whose best token stays, and from which KL on it counts
 WARNED_TOP1, WARNED_TOP1_KL = 0.9, 0.05
 ANSWERS_NOTHING, NOTHING_TOP1 = 1.0, 0.5  # relative error of logits that are all equal, and what then is left
-
-
-class DepthLoss(BaseModel):
-    """One depth of the loop."""
-
-    depth: int
-    hidden_error: float  # norm of the difference of the hidden states over the norm of the original's
-    router_agreement: float  # share of tokens sent to the same experts
-
-
-class Loss(BaseModel):
-    """One prompt at one loop count."""
-
-    loops: int
-    relative_error: float  # of the logits less their mean: norm of the difference over the norm
-    error_over_range: float
-    cosine: float
-    kl: float  # nats
-    top1_agreement: float
-    halting_agreement: float
-    depths: list[DepthLoss]
 
 
 def measure_loss(case: Case, original: ReferenceRun, run: ExportedRun, probed: ExportedRun) -> Loss:
@@ -112,18 +92,24 @@ def render_loss(losses: list[Loss]) -> list[str]:
     if not losses:
         return []
     rows = [
-        f"{loss.loops:>5}  {loss.relative_error:<13.2%} {loss.cosine:<8.5f} {loss.kl:<9.1e} "
-        f"{loss.top1_agreement:<7.2%} "
-        f"{min(depth.router_agreement for depth in loss.depths):<7.2%} {loss.halting_agreement:.2%}"
+        [
+            str(loss.loops),
+            f"{loss.relative_error:.2%}",
+            f"{loss.cosine:.5f}",
+            f"{loss.kl:.1e}",
+            f"{loss.top1_agreement:.2%}",
+            f"{min(depth.router_agreement for depth in loss.depths):.2%}",
+            f"{loss.halting_agreement:.2%}",
+        ]
         for loss in losses
     ]
     deepest = max(losses, key=lambda loss: loss.loops)
+    depths = [[str(each.depth), f"{each.hidden_error:.2%}", f"{each.router_agreement:.2%}"] for each in deepest.depths]
     return [
         "against the model in fp32 (what quantising costs)",
-        "loops  |error|/|fp32| cosine   KL        top-1   router  halting",
-        *rows,
-        f"at {deepest.loops} loops: depth, hidden |error| / |fp32|, router agreement",
-        *(f"  {depth.depth:>3}  {depth.hidden_error:7.2%}  {depth.router_agreement:7.2%}" for depth in deepest.depths),
+        text_table(("loops", "|error|/|fp32|", "cosine", "KL", "top-1", "router", "halting"), rows, left=()),
+        f"at {deepest.loops} loops",
+        text_table(("depth", "hidden |error| / |fp32|", "router"), depths, left=()),
         *loss_warnings(losses),
     ]
 

@@ -1,61 +1,20 @@
-"""The outcome of a parity check, as `parity.json` and as a table a person can read."""
+"""The outcome of a parity check as tables for a terminal."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from mythos_export.commands.output import text_table
+from mythos_export.parity.loss import render_loss
+from mythos_export.records.parity import CaseResult, GraphReport, ParityReport
 
-from mythos_export.bundle import ParitySummary
-from mythos_export.parity.compare import CaseResult
-from mythos_export.parity.loss import Loss, render_loss
-from mythos_export.parity.tolerances import Tolerance
-
-__all__ = ["GraphReport", "ParityReport", "render"]
-
-
-class GraphReport(BaseModel):
-    """All cases of one graph."""
-
-    file: str
-    depth: int | str
-    cases: list[CaseResult]
-
-
-class ParityReport(BaseModel):
-    """The whole comparison of a bundle with PyTorch."""
-
-    precision: str
-    loops: list[int]
-    tolerance: Tolerance
-    weights_compared: int
-    weights_differing: list[str]
-    graph_check: str
-    graphs: list[GraphReport]
-    loss: list[Loss]  # against the model in fp32; empty where nothing is quantised
-    failures: list[str]
-
-    @property
-    def passed(self) -> bool:
-        """Is everything within tolerance?"""
-        return not self.failures
-
-    def summary(self) -> ParitySummary:
-        """What the manifest keeps."""
-        cases = [case for graph in self.graphs for case in graph.cases if case.tokens or case.failures]
-        return ParitySummary(
-            passed=self.passed,
-            loops=self.loops,
-            max_error_over_range=max((case.error_over_range for case in cases), default=float("inf")),
-            tolerance=self.tolerance.logits,
-            top1_agreement=min((case.top1_agreement for case in cases), default=0.0),
-        )
+__all__ = ["render"]
 
 
 def render(report: ParityReport) -> str:
     """The report as text: a row per case, then the trajectory of the deepest prefill, then what failed."""
     lines = []
     for graph in report.graphs:
-        lines += [f"{graph.file} ({graph.depth} loops, {report.precision})", _CASE_HEAD]
-        lines += [_case_row(case) for case in graph.cases]
+        lines += [f"{graph.file} ({graph.depth} loops, {report.precision})"]
+        lines += [text_table(_HEAD, map(_row, graph.cases), left=(0, 1))]
         lines += _trajectory_rows(graph)
     lines += render_loss(report.loss)
     lines += [f"weights: {report.weights_compared} tensors, {len(report.weights_differing)} differ from the checkpoint"]
@@ -64,17 +23,22 @@ def render(report: ParityReport) -> str:
     return "\n".join(lines)
 
 
-_CASE_HEAD = "case      loops       max error   /range      KL        top-1   router  halting  excluded"
+_HEAD = ("case", "loops", "max error", "/range", "KL", "top-1", "router", "halting", "excluded", "")
 
 
-def _case_row(case: CaseResult) -> str:
-    router = min((depth.router_agreement for depth in case.trajectory), default=0.0)
-    loops = ",".join(map(str, case.loops))
-    return (
-        f"{case.kind:<9} {loops:<11} {case.max_abs_error:<11.2e} {case.error_over_range:<11.2e} {case.kl:<9.1e} "
-        f"{case.top1_agreement:<7.2%} {router:<7.2%} {case.halting_agreement:<8.2%} {case.excluded}"
-        + ("" if case.passed else "  FAILED")
-    )
+def _row(case: CaseResult) -> list[str]:
+    return [
+        case.kind,
+        ",".join(map(str, case.loops)),
+        f"{case.max_abs_error:.2e}",
+        f"{case.error_over_range:.2e}",
+        f"{case.kl:.1e}",
+        f"{case.top1_agreement:.2%}",
+        f"{min((depth.router_agreement for depth in case.trajectory), default=0.0):.2%}",
+        f"{case.halting_agreement:.2%}",
+        str(case.excluded),
+        "" if case.passed else "FAILED",
+    ]
 
 
 def _trajectory_rows(graph: GraphReport) -> list[str]:
@@ -83,11 +47,16 @@ def _trajectory_rows(graph: GraphReport) -> list[str]:
         return []
     deepest = max(prefills, key=lambda case: max(case.loops))
     rows = [
-        f"trajectory at {max(deepest.loops)} loops: depth, hidden error / range, router agreement, ACT weight error"
-    ]
-    rows += [
-        f"  {depth.depth:>3}  {depth.hidden_error:.2e}  {depth.router_agreement:7.2%}  {depth.act_weight_error:.2e}"
+        [
+            str(depth.depth),
+            f"{depth.hidden_error:.2e}",
+            f"{depth.router_agreement:.2%}",
+            f"{depth.act_weight_error:.2e}",
+        ]
         for depth in deepest.trajectory
     ]
+    head = ("depth", "hidden error / range", "router", "ACT weight error")
     out = deepest.first_depth_out
-    return [*rows, f"  first depth out of tolerance: {out if out is not None else 'none'}"]
+    title = f"trajectory at {max(deepest.loops)} loops"
+    first = f"first depth out of tolerance: {'none' if out is None else out}"
+    return [title, text_table(head, rows, left=()), first]

@@ -13,10 +13,10 @@ from engines.generation import Graph
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, CachePart, GraphFile, ParitySummary
 from mythos_export.parity.cases import Case, cases_for, default_loops
-from mythos_export.parity.compare import CaseResult, compare_case, uncompared_case
+from mythos_export.parity.compare import compare_case, uncompared_case
 from mythos_export.parity.emulate import load_runnable
 from mythos_export.parity.exported import ExportedRun, run_graph
-from mythos_export.parity.loss import Loss, loss_failures, measure_loss
+from mythos_export.parity.loss import loss_failures, measure_loss
 from mythos_export.parity.probe import ProbedGraph
 from mythos_export.parity.rebuild import compare_graphs
 from mythos_export.parity.reference import (
@@ -26,12 +26,13 @@ from mythos_export.parity.reference import (
     rounded_rows,
     run_reference,
 )
-from mythos_export.parity.report import GraphReport, ParityReport, render
+from mythos_export.parity.report import render
 from mythos_export.parity.source import choices_of, recipe_of
 from mythos_export.parity.stored import StoredWeights, compare_weights
-from mythos_export.parity.tolerances import Tolerance, tolerance_of
+from mythos_export.parity.tolerances import tolerance_of
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED
+from mythos_export.records.parity import PARITY, CaseResult, GraphReport, Loss, ParityReport, Tolerance
 from mythos_export.signature import cache_dtype
 from mythos_export.targets import TARGETS, quantization_of
 from mythos_export.weights import DATA_FILE
@@ -63,7 +64,7 @@ def prove(
     """Check a bundle that is just being made, leaving `parity.json` in it."""
     loops = default_loops(config, _deepest(bundle), twice=bundle.manifest.quantization is not None)
     result = check_parity(bundle, source, config, loops, report)
-    (bundle.path / "parity.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (bundle.path / PARITY).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report.say(render(result))
     return result.summary(), result.failures
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
 from engines.errors import one_line
 from mythos_export.bundle import Bundle, BundleError
@@ -16,6 +15,7 @@ from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.minimum_runtime import OLDEST, read_version
 from mythos_export.parity.cases import default_loops
 from mythos_export.quantization import QUANTIZED, Choices
+from mythos_export.records.files import read_model
 from mythos_export.targets import TARGETS
 from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
@@ -72,10 +72,7 @@ def recipe_of(bundle: Bundle) -> Recipe | None:
     """
     if RECIPE not in bundle.manifest.files:
         return None
-    try:
-        return Recipe.from_file(bundle.file(RECIPE))
-    except CalibrationError as error:
-        raise BundleError(str(error)) from error
+    return read_model(Recipe, bundle.file(RECIPE), "export the bundle again", failure=BundleError)
 
 
 def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:

@@ -14,25 +14,12 @@ sequence has sent a token to other experts.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from mythos_export.records.parity import Tolerance
 
-__all__ = ["TOLERANCES", "Tolerance", "tolerance_of"]
-
+__all__ = ["TOLERANCES", "tolerance_of"]
 
 _NARROW = 512  # model dim up to which most tokens see no value rounded to the other side
 _IF_WIDE = {"typical": 6e-2, "logits": 2e-1}
-
-
-class Tolerance(BaseModel):
-    """Bounds of one precision."""
-
-    model_config = ConfigDict(frozen=True)
-
-    typical: float  # max absolute logit error of the median position, over the logit range, in the median case
-    logits: float  # max absolute logit error over the logit range
-    hidden: float  # the same, for the hidden state at each depth
-    near_tie: float  # margin below which a router or halting decision may flip
-    top1_margin: float  # top-1 margin over the logit range below which another token is a near-tie
 
 
 TOLERANCES = {

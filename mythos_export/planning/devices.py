@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from mythos_export.capabilities import LEAST_CAPABILITY
+from mythos_export.records.files import InputFileError, read_model
 
-__all__ = ["Device", "DeviceError", "Rates", "find_device", "kernels", "known_devices", "rate_of"]
+__all__ = ["Device", "Rates", "find_device", "kernels", "known_devices", "rate_of"]
 
 _FILE = Path(__file__).with_name("devices.json")
-_MAX_BYTES = 1 << 16
 # ONNX Runtime has kernels for these; the rest it computes in fp32, after dequantising. bf16 of `portable` is a way to
 # store weights: its graph itself multiplies in fp32.
 _ONNX_RUNTIME = {
@@ -36,10 +35,6 @@ def _number(value: Any) -> Any:
 
 Rate = Annotated[FiniteFloat, BeforeValidator(_number), Field(ge=1, le=1e21)]
 Bytes = Annotated[int, BeforeValidator(_number)]
-
-
-class DeviceError(ValueError):
-    """No such device, or a file that describes none."""
 
 
 class _Strict(BaseModel):
@@ -78,6 +73,12 @@ class Device(_Strict):
             raise ValueError("has a character that cannot be printed")
         return label
 
+    @model_validator(mode="after")
+    def _gpu_has_capability(self) -> Device:
+        if self.kind == "gpu" and self.compute_capability is None:
+            raise ValueError("compute_capability is missing; a GPU has one, such as 8.7")
+        return self
+
     @property
     def capability(self) -> tuple[int, int] | None:
         """Compute capability, to be compared."""
@@ -97,36 +98,16 @@ def find_device(name: str) -> Device:
     """A device by its name, or by the path of a JSON file with the same fields.
 
     Raises:
-        DeviceError: there is none, or the file does not describe one.
+        InputFileError: there is none, or the file does not describe one.
     """
     known = known_devices()
     if name in known:
         return known[name]
     if not name.endswith(".json"):
-        raise DeviceError(f"unknown device {name[:80]!r}; known: {', '.join(known)}; or give a FILE.json of your own")
-    return _from_file(Path(name))
-
-
-def _from_file(path: Path) -> Device:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DeviceError(f"{path}: not a regular file")
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise DeviceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > _MAX_BYTES:
-        raise DeviceError(f"{path}: larger than 64 KiB, so not a device")
-    try:
-        device = Device.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = f"{where[:80]}: {first['msg'][:160]}".lstrip(": ")  # of a file that is no JSON there is no field
-        raise DeviceError(f"{path}: {what}; fields are described in docs/planning.md") from error
-    if device.kind == "gpu" and device.compute_capability is None:
-        raise DeviceError(f"{path}: compute_capability is missing; a GPU has one, such as 8.7")
-    return device
+        raise InputFileError(
+            f"unknown device {name[:80]!r}; known: {', '.join(known)}; or give a FILE.json of your own"
+        )
+    return read_model(Device, Path(name), "fields are described in docs/planning.md")
 
 
 def rate_of(device: Device, arithmetic: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from mythos_export.commands.output import size
+from mythos_export.commands.output import size, text_table
 from mythos_export.planning.plan import Bound, Plan
 
 __all__ = ["render", "render_comparison", "seconds"]
@@ -25,10 +25,7 @@ def render(found: Plan, remedies: Sequence[str]) -> str:
 def render_comparison(plans: Sequence[Plan]) -> str:
     """Plans of one model side by side."""
     head = ("precision", "weights", "held", "cache", "total", "fits", "tokens", "loops", "a token", "prompt", "kernels")
-    rows = [head, *(_row(found) for found in plans)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*_title(plans[0], of_many=True), *lines])
+    return "\n".join([*_title(plans[0], of_many=True), text_table(head, map(_row, plans))])
 
 
 def seconds(value: float | None) -> str:

@@ -101,7 +101,7 @@ def read_question(
 
     Raises:
         PlanError: a size that the model cannot have.
-        DeviceError: no such device.
+        InputFileError: no such device.
     """
     config, depths = stored.config, stored.depths
     context = min(config.max_seq_len, _DEFAULT_CONTEXT) if context is None else context

@@ -12,7 +12,8 @@ import pytest
 import engines
 from mythos_export.bundle import Bundle
 from mythos_export.cli import main
-from mythos_export.evaluate import Evaluation, evaluate
+from mythos_export.evaluate import evaluate
+from mythos_export.records.measurements import Evaluation
 from reference_model.nano.task import TRAINED_HOPS, generate
 
 PROMPT = "d>a h>c a>h f>g c>e g>b b>d e>f 3 a"  # a -> h -> c -> e

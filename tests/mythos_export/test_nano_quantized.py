@@ -10,7 +10,8 @@ import pytest
 
 from mythos_export.bundle import Bundle
 from mythos_export.cli import main
-from mythos_export.evaluate import Evaluation, Score, evaluate
+from mythos_export.evaluate import evaluate, failure
+from mythos_export.records.measurements import Evaluation, Score
 
 TRAINED_LOOPS = "1,2,3,4,5,6,7,8"
 
@@ -127,7 +128,7 @@ def evaluation(precision: str, correct: int, loops: int) -> Evaluation:
     ],
 )
 def test_a_bundle_that_costs_too_much_fails(precision: str, correct: int, loops: int, fails: bool) -> None:
-    assert (evaluation(precision, correct, loops).failure(trained_loops=8) is not None) == fails
+    assert (failure(evaluation(precision, correct, loops), trained_loops=8) is not None) == fails
 
 
 def test_without_pytorch_nothing_is_held_against_it() -> None:
@@ -135,4 +136,4 @@ def test_without_pytorch_nothing_is_held_against_it() -> None:
         lambda ids, loops: ids[:, 0], None, [1], per_hop=2, seed=0, precision="int8", progress=lambda _: None
     )
     assert result.points_lost() == {}
-    assert result.failure(trained_loops=8) is None
+    assert failure(result, trained_loops=8) is None

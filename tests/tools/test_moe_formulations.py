@@ -133,17 +133,15 @@ def test_the_best_of_each_precision_is_marked() -> None:
 
     rows = [row("a", "fp32", 1, 2.0), row("b", "fp32", 1, 1.0), row("a", "int8", 1, 0.5)]
     rows += [row("a", "fp32", 8, 3.0), row("b", "fp32", 8, None), row("a", "int8", 8, 4.0)]
-    assert table(rows).splitlines() == [
-        "| ms an iteration | 1 token | 8 tokens |",
-        "|---|---|---|",
-        "| a fp32 | 2.00 | **3.00** |",
-        "| b fp32 | **1.00** | - |",
-        "| a int8 | **0.50** | **4.00** |",
-        "",
-        "| MB of active weights | 1 token | 8 tokens |",
-        "|---|---|---|",
-        "| fp32 | 2.5 | 20.0 |",
-        "| int8 | 2.5 | 20.0 |",
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(rows).splitlines()]
+    assert [cells for cells in lines if not set("".join(cells)) <= set("-:")] == [
+        ["ms an iteration", "1 token", "8 tokens"],
+        ["a fp32", "2.00", "**3.00**"],
+        ["b fp32", "**1.00**", "-"],
+        ["a int8", "**0.50**", "**4.00**"],
+        ["MB of active weights", "1 token", "8 tokens"],
+        ["fp32", "2.5", "20.0"],
+        ["int8", "2.5", "20.0"],
     ]
 
 

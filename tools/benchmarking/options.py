@@ -79,7 +79,7 @@ def read_options(arguments: Sequence[str] | None, help_text: str | None) -> argp
         "--rounds", type=at_least(1), default=7, metavar="N", help="turns of each contestant at each point"
     )
     parser.add_argument("--steps", type=at_least(1), default=4, metavar="N", help="tokens decoded in a turn")
-    parser.add_argument("--residence", choices=("auto", "together", "apart"), default="auto", help="in memory")
+    parser.add_argument("--residence", choices=("together", "apart"), default="together", help="in memory")
     parser.add_argument("--json", type=new_file(), metavar="FILE")
     parser.add_argument("--plot", type=new_file(".svg"), metavar="FILE.svg")
     parser.add_argument(

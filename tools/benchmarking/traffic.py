@@ -1,4 +1,4 @@
-"""The bytes that a decoded token cannot avoid moving, and the products a prompt cannot avoid forming.
+"""The bytes that a decoded token cannot avoid moving.
 
 Counted from the tensors themselves, so that what a precision keeps in float, its scales and its second copy of the
 embedding are in it: weights outside the loop once, those of the looped block once a loop, of the routed experts the
@@ -20,7 +20,7 @@ from mythos_export.bundle import Bundle, CachePart
 from reference_model.config import MythosConfig
 from reference_model.parameters import parameter_shapes
 
-__all__ = ["Tensor", "Traffic", "bundle_traffic", "cache_floor", "prefill_flops", "pytorch_traffic", "traffic_of"]
+__all__ = ["Tensor", "Traffic", "bundle_traffic", "cache_floor", "pytorch_traffic", "traffic_of"]
 
 _CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FP32 = 4
@@ -100,17 +100,6 @@ def traffic_of(tensors: Iterable[Tensor], config: MythosConfig, dense_row: int, 
         else:
             once += moved
     return Traffic(once, per_loop, int(stored), dense_row, loop_row)
-
-
-def prefill_flops(config: MythosConfig, tokens: int, loops: int) -> float:
-    """Operations (two a multiply-add) of the linear layers for a prompt, with logits of its last token only."""
-    matrices = [
-        Tensor(name, math.prod(shape), shape[0], False)
-        for name, shape in parameter_shapes(config).items()
-        if len(shape) == 2 and name != "embed.weight" and not name.startswith(_LOOP_TABLE)
-    ]
-    active = traffic_of(matrices, config, 0, 0)
-    return 2.0 * tokens * (active.once + loops * active.per_loop) + 2.0 * config.vocab_size * config.dim
 
 
 def _row_bytes(part: CachePart) -> int:

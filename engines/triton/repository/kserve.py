@@ -6,7 +6,6 @@ scales by the load that each generator reports: the busiest decides.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -40,77 +39,10 @@ _READ = ("cache_bytes", "threads")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
 _COUNT = re.compile(r"[0-9]{1,19}")
 
-_SERVICE = """\
+_HEAD = """\
 # The InferenceService over a repository of mythos-export. Upload the repository to storageUri, then: kubectl apply -f
 # It scales by what the generators themselves report, which takes KEDA and its OpenTelemetry add-on in the cluster.
-apiVersion: serving.kserve.io/v1beta1
-kind: InferenceService
-metadata:
-  name: {quoted}
-  annotations:
-    serving.kserve.io/deploymentMode: Standard
-    serving.kserve.io/autoscalerClass: keda
-    sidecar.opentelemetry.io/inject: {name}-predictor
-    prometheus.kserve.io/port: "8002"
-spec:
-  predictor:
-    minReplicas: 1
-    maxReplicas: 4
-    autoScaling:
-      metrics:
-{metrics}
-    model:
-      modelFormat:
-        name: triton
-        version: "2"
-      protocolVersion: v2
-      # It must have what requirements.txt of each model lists; README.md says how to make one.
-      image: {image}
-      storageUri: {uri}
-      resources:
-        requests:
-{resources}
-        limits:
-{resources}
-      # Triton calls a model ready whose process has died: these ask every generator for a token.
-      startupProbe:
-        exec:
-          command: {probe}
-        periodSeconds: 10
-        timeoutSeconds: 30
-        failureThreshold: 90
-      readinessProbe:
-        exec:
-          command: {probe}
-        periodSeconds: 30
-        timeoutSeconds: 30
-        failureThreshold: 2
-      livenessProbe:
-        exec:
-          command: {probe}
-        periodSeconds: 30
-        timeoutSeconds: 30
-        failureThreshold: 3
-      volumeMounts:
-        - name: shared-memory
-          mountPath: /dev/shm
-    volumes:
-      - name: shared-memory
-        emptyDir:
-          medium: Memory
-          sizeLimit: {shared}Gi
-"""
-
-_METRIC = """\
-        - type: PodMetric
-          podmetric:
-            metric:
-              backend: opentelemetry
-              metricNames: [{metric}]
-              query: {metric}
-            target:
-              type: Value
-              value: "{target}"
+# The image must have what requirements.txt of each model lists; the repository's README.md says how to make one.
 """
 
 
@@ -139,16 +71,66 @@ def inference_service(repository: Path, *, storage_uri: str, image: str, weigh: 
     cache = sum(each["cache_bytes"] for each in settings)
     weights = math.ceil(_LOADED * sum(_weights(repository, entry, weigh) for entry in record.entries))
     name = _service_name(record.entries[0].generator)
-    return _SERVICE.format(
-        name=name,
-        quoted=json.dumps(name),  # some words are no strings to YAML
-        uri=json.dumps(storage_uri),
-        image=json.dumps(image),
-        metrics="".join(_METRIC.format(metric=load_metric(name), target=_LOAD) for name in generators).rstrip(),
-        probe=json.dumps(["python3", "-m", "engines.triton.probe", "--models", ",".join(generators)]),
-        shared=_SHARED // _GIB,
-        resources=_indented(_resources(record, settings, weights + cache), 10),
-    )
+    import yaml
+
+    service = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name,
+            "annotations": {
+                "serving.kserve.io/deploymentMode": "Standard",
+                "serving.kserve.io/autoscalerClass": "keda",
+                "sidecar.opentelemetry.io/inject": f"{name}-predictor",
+                "prometheus.kserve.io/port": "8002",
+            },
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "maxReplicas": 4,
+                "autoScaling": {"metrics": [_metric(load_metric(generator)) for generator in generators]},
+                "model": _model(storage_uri, image, generators, _resources(record, settings, weights + cache)),
+                "volumes": [
+                    {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_SHARED // _GIB}Gi"}}
+                ],
+            }
+        },
+    }
+    return _HEAD + yaml.safe_dump(service, sort_keys=False, width=120)
+
+
+def _model(storage_uri: str, image: str, generators: list[str], resources: dict[str, str]) -> dict[str, Any]:
+    # Triton calls a model ready whose process has died: the probes ask every generator for a token.
+    command = ["python3", "-m", "engines.triton.probe", "--models", ",".join(generators)]
+    probes = {
+        name: {
+            "exec": {"command": list(command)},
+            "periodSeconds": period,
+            "timeoutSeconds": 30,
+            "failureThreshold": failures,
+        }
+        for name, period, failures in (("startup", 10, 90), ("readiness", 30, 2), ("liveness", 30, 3))
+    }
+    return {
+        "modelFormat": {"name": "triton", "version": "2"},
+        "protocolVersion": "v2",
+        "image": image,
+        "storageUri": storage_uri,
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        **{f"{name}Probe": probe for name, probe in probes.items()},
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],  # noqa: S108  # the pod's, not ours
+    }
+
+
+def _metric(metric: str) -> dict[str, Any]:
+    return {
+        "type": "PodMetric",
+        "podmetric": {
+            "metric": {"backend": "opentelemetry", "metricNames": [metric], "query": metric},
+            "target": {"type": "Value", "value": str(_LOAD)},
+        },
+    }
 
 
 def check_service(repository: Path, generator: str, *, storage_uri: str, image: str) -> None:
@@ -157,6 +139,8 @@ def check_service(repository: Path, generator: str, *, storage_uri: str, image: 
     Raises:
         EngineError: as there, of the URI, the image, the name, or the generators that the repository has besides.
     """
+    import yaml  # noqa: F401  # where it is not installed, that is said before anything is written
+
     _check_storage_uri(storage_uri)
     _check_image(image)
     _service_name(generator)
@@ -231,7 +215,3 @@ def _resources(record: Record, settings: list[dict[str, int]], held: int) -> dic
     if any(entry.device == "gpu" and entry.tensors is not None for entry in record.entries):
         resources["nvidia.com/gpu"] = "1"
     return resources
-
-
-def _indented(values: dict[str, Any], by: int) -> str:
-    return "\n".join(f"{' ' * by}{key}: {json.dumps(value)}" for key, value in values.items())

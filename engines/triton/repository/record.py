@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import EngineError
+from mythos_export.records.files import first_error
 
 __all__ = ["RECORD", "Backend", "Device", "Entry", "Record", "read_record"]
 
@@ -76,8 +77,4 @@ def read_record(repository: Path) -> Record:
     except OSError as error:
         raise EngineError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EngineError(
-            f"{path}: not a usable record ({where[:120]}: {first['msg'][:120]}); choose another --repository"
-        ) from error
+        raise EngineError(f"{path}: not a usable record ({first_error(error)}); choose another --repository") from error

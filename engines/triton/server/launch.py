@@ -95,7 +95,6 @@ class TritonServer:
         log_verbose: bool = False,
         on_line: Callable[[str], None] | None = None,
         scratch: Path | None = None,
-        timeout: float = _START_TIMEOUT,
     ) -> TritonServer:
         """Start it, and wait for the server and all of its models.
 
@@ -106,7 +105,6 @@ class TritonServer:
             on_line: called, from another thread, with each line of the log that says something is wrong, and
                 with what the models print; with every line if `log_verbose`.
             scratch: a folder to use and to remove at the end, however that comes; a temporary one by default.
-            timeout: seconds to wait for readiness.
 
         Raises:
             EngineError: there is no server here, it does not start, or a model does not load; in the server's words.
@@ -120,7 +118,7 @@ class TritonServer:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         try:
-            server._wait_until_ready(timeout)
+            server._wait_until_ready()
         except BaseException:
             server.close()
             raise
@@ -230,8 +228,8 @@ class TritonServer:
                 on_line(line)
         self.process.stdout.close()
 
-    def _wait_until_ready(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
         urls = [
             f"{self.http_url}/v2/health/ready",
             *(f"{self.http_url}/v2/models/{name}/ready" for name in self.models),
@@ -241,7 +239,7 @@ class TritonServer:
                 self._reader.join()
                 raise EngineError(f"the Triton server did not start: {self.reason}")
             if time.monotonic() > deadline:
-                raise EngineError(f"the Triton server was not ready after {timeout:.0f} s: {self.reason}")
+                raise EngineError(f"the Triton server was not ready after {_START_TIMEOUT:.0f} s: {self.reason}")
             time.sleep(_POLL)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mythos_export.bundle import Bundle
-from mythos_export.html_report.measurements import Accuracy, Latency
 from mythos_export.html_report.write import REPORT, remake_report
+from mythos_export.records.measurements import Evaluation, Latency
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -78,7 +78,7 @@ def reports(proven_int8: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempP
         for past in (128, 1024, 8192)
     ]
     latency = {"precision": "int8", "machine": "a test", "measured": "2026-11-22", "measurements": measurements}
-    remake_report(Bundle.open(full), Accuracy.model_validate(accuracy), Latency.model_validate(latency))
+    remake_report(Bundle.open(full), Evaluation.model_validate(accuracy), Latency.model_validate(latency))
     return {"full": full / REPORT, "least": tiny_bundle / REPORT}
 
 
@@ -143,8 +143,10 @@ def test_no_word_of_a_tile_is_cut_off(browser: Chrome, report: Path, width: int)
 
 
 @pytest.mark.parametrize("width", [LAPTOP, PHONE])
-def test_letters_in_pictures_are_large_enough_and_within_them(browser: Chrome, report: Path, width: int) -> None:
-    show(browser, report, width)
+def test_letters_in_pictures_are_large_enough_and_within_them(
+    browser: Chrome, reports: dict[str, Path], width: int
+) -> None:
+    show(browser, reports["full"], width)
     found = ask(
         browser,
         """return [...document.querySelectorAll('svg')].flatMap(svg => {

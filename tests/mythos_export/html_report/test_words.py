@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mythos_export.html_report.words import DASH, count, listed, percent, plural, short, tenths
+from mythos_export.html_report.words import DASH, count, listed, percent, plural, short, subsampled
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,7 @@ def test_counts() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (1.0, "100"),
-        (0.99999, "99.9"),
-        (0.916666, "91.7"),
-        (0.055, "5.5"),
-        (0.05, "5"),
-        (0.0, "0"),
-        (2.5, "250"),
-        (None, DASH),
-    ],
-)
-def test_tenths(share: float | None, text: str) -> None:
-    assert tenths(share) == text
+def test_a_subsample_has_both_ends() -> None:
+    assert subsampled(3, 16) == [0, 1, 2]
+    some = subsampled(128, 40)
+    assert (some[0], some[-1], len(some)) == (0, 127, 40)

@@ -15,8 +15,8 @@ import pytest
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.commands import report
 from mythos_export.html_report import write
-from mythos_export.html_report.measurements import Accuracy, Latency
 from mythos_export.html_report.write import REPORT, remake_report
+from mythos_export.records.measurements import Evaluation, Latency
 
 Copy = Callable[[Path], Path]
 _ROOT = Path(__file__).parents[3]
@@ -49,12 +49,12 @@ def test_measurements_stay_until_newer_ones_come(
     proven_int8: Path, copy: Copy, accuracy: dict[str, Any], latency: dict[str, Any]
 ) -> None:
     path = copy(proven_int8)
-    remake_report(Bundle.open(path), accuracy=Accuracy.model_validate(accuracy))
+    remake_report(Bundle.open(path), accuracy=Evaluation.model_validate(accuracy))
     remake_report(Bundle.open(path), latency=Latency.model_validate(latency))
     page = Bundle.open(path).file(REPORT).read_text(encoding="utf-8")
-    assert "Answers that differ from PyTorch&#x27;s: 6 of 80" in page
+    assert "Answers that differ from PyTorch&#39;s: 6 of 80" in page
     assert "tensorrt_rtx 1.7" in page
-    changed = Accuracy.model_validate(accuracy | {"differing": 7})
+    changed = Evaluation.model_validate(accuracy | {"differing": 7})
     remake_report(Bundle.open(path), accuracy=changed)
     page = Bundle.open(path).file(REPORT).read_text(encoding="utf-8")
     assert "7 of 80" in page and "6 of 80" not in page and "tensorrt_rtx 1.7" in page
@@ -69,7 +69,8 @@ def test_a_bundle_of_an_older_release_gets_one(proven_int8: Path, copy: Copy) ->
         del case["halting_depths"]
     replace(path, "parity.json", json.dumps(parity).encode())
     remake_report(Bundle.open(path))
-    assert "An older release wrote this bundle" in Bundle.open(path).file(REPORT).read_text(encoding="utf-8")
+    page = Bundle.open(path).file(REPORT).read_text(encoding="utf-8")
+    assert "Trajectory" in page and "Where tokens halt" not in page
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -93,7 +94,7 @@ def test_stopped_anywhere_it_leaves_a_valid_bundle(
             raise trouble
         rename(source, target)
 
-    measured = Accuracy.model_validate(accuracy), Latency.model_validate(latency)
+    measured = Evaluation.model_validate(accuracy), Latency.model_validate(latency)
     bundle = Bundle.open(path)
     with monkeypatch.context() as patched:
         patched.setattr(write.os, "replace", stop)
@@ -110,7 +111,7 @@ def test_there_are_as_many_steps_as_that_test_thinks(
 ) -> None:
     rename, done = os.replace, []
     monkeypatch.setattr(write.os, "replace", lambda *names: (done.append(names), rename(*names)))
-    remake_report(Bundle.open(copy(proven_int8)), Accuracy.model_validate(accuracy), Latency.model_validate(latency))
+    remake_report(Bundle.open(copy(proven_int8)), Evaluation.model_validate(accuracy), Latency.model_validate(latency))
     assert len(done) == STEPS
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import engines
 from mythos_export.bundle import Bundle
-from mythos_export.parity.report import ParityReport
 from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
+from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights, load_model
 from reference_model.config import MythosConfig
 from reference_model.model import generate_greedy

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mythos_export.parity.compare import Flip, _flip_failures, measure_logits
-from mythos_export.parity.loss import Loss, loss_failures, loss_warnings
+from mythos_export.parity.loss import loss_failures, loss_warnings
+from mythos_export.records.parity import Loss
 from mythos_export.parity.tolerances import TOLERANCES
 
 

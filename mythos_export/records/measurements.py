@@ -1,23 +1,23 @@
-"""What was measured after an export, and put into its bundle with the report: accuracy on a task, and latency.
+"""What is measured after an export, and put into its bundle with the report: accuracy on a task, and latency.
 
 `accuracy.json` is what `mythos-export evaluate --json` prints. `latency.json` has the fields of `Latency`.
 """
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from mythos_export.bundle import Bundle
+from mythos_export.records.files import InputFileError, read_model
 
-__all__ = ["ACCURACY", "LATENCY", "Accuracy", "Latency", "Measured", "MeasurementError", "read_measurement", "stored"]
+__all__ = ["ACCURACY", "LATENCY", "Evaluation", "Latency", "Measured", "Score", "read_measurement", "stored"]
 
 ACCURACY, LATENCY = "accuracy.json", "latency.json"  # their names in a bundle
-_MAX_BYTES = 4 << 20
+_MOST_BYTES = 4 << 20
 
 Loops = Annotated[int, Field(ge=1, le=1 << 20)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -26,22 +26,18 @@ Milliseconds = Annotated[FiniteFloat, Field(gt=0, le=1e9)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class MeasurementError(ValueError):
-    """A file of measurements that cannot be used; one line."""
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Score(_Strict):
-    """Right answers at one number of hops and one loop count."""
+    """Accuracy at one number of hops and one loop count, with its 95 % confidence interval."""
 
     hops: Annotated[int, Field(ge=1, le=1000)]
     loops: Loops
     correct: Count
     total: Annotated[int, Field(ge=1, le=1 << 40)]
-    low: Share  # of the 95 % interval
+    low: Share
     high: Share
 
     @model_validator(mode="after")
@@ -58,23 +54,38 @@ class Score(_Strict):
         return self.correct / self.total
 
 
-class Accuracy(_Strict):
-    """Accuracy on nano's task, and PyTorch's where it was asked the same."""
+class Evaluation(_Strict):
+    """All scores of a bundle on nano's task, and PyTorch's where it was asked the same."""
 
     precision: Text
     prompts: Count
     trained_hops: Count
-    loops: list[Loops] = Field(min_length=1, max_length=64)
+    loops: list[Loops] = Field(min_length=1, max_length=256)
     scores: list[Score] = Field(min_length=1, max_length=4096)
     reference: list[Score] = Field(max_length=4096)
-    differing: Count | None
+    differing: Count | None  # answers, over all loop counts, that are not PyTorch's; None if it was not asked
 
     @model_validator(mode="after")
-    def _once(self) -> Accuracy:
+    def _once(self) -> Evaluation:
         _check_once("loops", self.loops)
         for name, scores in (("scores", self.scores), ("reference", self.reference)):
             _check_once(name, [(score.hops, score.loops) for score in scores])
         return self
+
+    def points_lost(self) -> dict[int, float]:
+        """By loop count: PyTorch's accuracy less the bundle's, in points, over the hops it was trained on."""
+        own = {(score.hops, score.loops): score for score in self.scores}
+        lost = {}
+        for loops in self.loops:
+            pairs = [
+                (theirs, own[theirs.hops, loops])
+                for theirs in self.reference
+                if theirs.loops == loops and theirs.hops <= self.trained_hops and (theirs.hops, loops) in own
+            ]
+            if pairs:
+                right = sum(theirs.correct - ours.correct for theirs, ours in pairs)
+                lost[loops] = 100 * right / sum(theirs.total for theirs, _ in pairs)
+        return lost
 
 
 class Measured(_Strict):
@@ -98,6 +109,13 @@ class Measured(_Strict):
             raise ValueError("the interval ends before it begins")
         return self
 
+    @property
+    def setting(self) -> str:
+        """All that it was measured with, but the loop count."""
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        threads = f", {self.threads} thread{'' if self.threads == 1 else 's'}" if self.threads else ""
+        return f"{self.runtime}, past {self.past}{batch}{threads}"
+
 
 class Latency(_Strict):
     """Decode latency on one machine."""
@@ -110,43 +128,37 @@ class Latency(_Strict):
 
     @model_validator(mode="after")
     def _once(self) -> Latency:
-        _check_once(
-            "measurements",
-            [(each.runtime, each.past, each.batch, each.threads, each.loops) for each in self.measurements],
-        )
+        _check_once("measurements", [(each.setting, each.loops) for each in self.measurements])
         return self
 
 
 def _check_once(name: str, keys: Sequence[object]) -> None:
     """Of two values for one point a picture could only draw one."""
-    if len(set(keys)) < len(keys):
-        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
-        raise ValueError(f"{name}: {str(twice)[:120]} is there twice")
+    seen: set[object] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"{name}: {str(key)[:120]} is there twice")
+        seen.add(key)
 
 
-Kind = TypeVar("Kind", Accuracy, Latency)
+Kind = TypeVar("Kind", Evaluation, Latency)
+
+_FILES: dict[type[BaseModel], str] = {Evaluation: ACCURACY, Latency: LATENCY}
+_REMEDIES: dict[type[BaseModel], str] = {
+    Evaluation: "mythos-export evaluate BUNDLE --json writes one",
+    Latency: "docs/report.md says what it holds",
+}
 
 
 def read_measurement(kind: type[Kind], path: Path, bundle: Bundle) -> Kind:
     """Read a file of measurements of a bundle.
 
     Raises:
-        MeasurementError: it is none, or of another precision than the bundle.
+        InputFileError: it is none, or of another precision than the bundle.
     """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-            raise MeasurementError(f"{path}: not a file of measurements")
-        values = kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MeasurementError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = f"{where[:200]}: {first['msg'][:200]}".lstrip(": ")
-        raise MeasurementError(f"{path}: not a usable file of measurements ({what}); {_MADE_BY[kind]}") from error
+    values = read_model(kind, path, _REMEDIES[kind], most=_MOST_BYTES)
     if values.precision != bundle.manifest.precision:
-        raise MeasurementError(
+        raise InputFileError(
             f"{path}: measured in {values.precision}, but {bundle.path} is {bundle.manifest.precision}; "
             "measure this bundle"
         )
@@ -157,14 +169,7 @@ def stored(kind: type[Kind], bundle: Bundle) -> Kind | None:
     """The measurements that a bundle holds already.
 
     Raises:
-        MeasurementError: they are damaged.
+        InputFileError: they are damaged.
     """
-    name = FILES[kind]
+    name = _FILES[kind]
     return read_measurement(kind, bundle.file(name), bundle) if name in bundle.manifest.files else None
-
-
-FILES: dict[type[BaseModel], str] = {Accuracy: ACCURACY, Latency: LATENCY}
-_MADE_BY: dict[type[BaseModel], str] = {
-    Accuracy: "mythos-export evaluate BUNDLE --json writes one",
-    Latency: "docs/report.md says what it holds",
-}
