@@ -13,9 +13,9 @@ from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from engines.errors import lacks_memory
 from mythos_export import __version__
 from mythos_export.console import prepare_signals, prepare_streams
+from mythos_export.installation import BrokenInstallation, check_installation
 
 __all__ = ["app", "main"]
 
@@ -462,17 +462,15 @@ def main() -> NoReturn:
     prepare_signals()
     try:
         _check_encoding()
+        check_installation()
         _invoke()
         sys.stdout.flush()
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was kept")
-    except OSError as error:
-        if lacks_memory(error):
-            _fail(_NO_MEMORY)
-        _drop_stdout()
-        _fail(f"{error.filename or 'the result'}: {error.strerror or error}")
+    except BrokenInstallation as error:
+        _fail(str(error))
     except Exception as error:
         line = _mendable(error)
         if line is None:
@@ -490,12 +488,17 @@ def _invoke() -> None:
 
 def _mendable(error: Exception) -> str | None:
     """What to tell the user; None for a defect of ours."""
+    from engines.errors import lacks_memory  # not before the installation is known to be whole
+
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
         extra = _EXTRAS.get(package)
         return extra and f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
     if lacks_memory(error):
         return _NO_MEMORY
+    if isinstance(error, OSError):
+        _drop_stdout()
+        return f"{error.filename or 'the result'}: {error.strerror or error}"
     if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
         return str(usage())
     return str(error) if isinstance(error, _user_errors()) else None
