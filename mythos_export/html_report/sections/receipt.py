@@ -114,7 +114,7 @@ def _source(source: dict[str, Any]) -> Content:
     if source.get("kind") == "seed":
         return f"random weights, seed {source.get('seed')}"
     return [
-        tag("code", str(source.get("path", "?"))),
+        tag("code", str(source.get("file", source.get("path", "?")))),
         tag("br"),
         "sha256 ",
         tag("code", str(source.get("sha256", "?"))),
