@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from mythos_export.console import prepare_signals, prepare_streams
+from mythos_export.installation import leave_working_folder
 
 __all__ = ["main"]
 
@@ -22,4 +23,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_working_folder()
     main()

@@ -9,20 +9,41 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
+from typer.core import TyperGroup
 
-from engines.errors import lacks_memory
 from mythos_export import __version__
+from mythos_export.commands.options import ExportOptions, JsonFlag, PlanOptions, takes
 from mythos_export.console import prepare_signals, prepare_streams
+from mythos_export.installation import BrokenInstallation, check_installation
 
 __all__ = ["app", "main"]
 
+_HELP = """Export looped (recurrent-depth) language models to ONNX, proven equal to PyTorch at every loop count.
+
+The word export may be left out: mythos-export --scale 1b --loops dynamic"""
+
+
+class _Commands(TyperGroup):
+    """Commands, of which `export` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            print(ctx.get_help())
+            raise typer.Exit
+        if args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="mythos-export",
-    help="Export looped (recurrent-depth) language models to ONNX, proven equal to PyTorch at every loop count.",
+    cls=_Commands,
+    help=_HELP,
     add_completion=False,
+    rich_markup_mode=None,  # its columns cut the names of long options off
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -51,8 +72,6 @@ _EXTRAS = {
     **dict.fromkeys(("google", "tritonclient", "yaml"), "triton"),
 }
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -60,110 +79,25 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
-def export(
-    context: typer.Context,
-    scale: Annotated[
-        Optional[str],
-        typer.Option(help="nano (trained, ships here), or a published scale: 1b 3b 10b 50b 100b 500b 1t."),
-    ] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
-    checkpoint: Annotated[
-        Optional[Path], typer.Option(help="Weights: .safetensors, a sharded index or its folder, or a torch.save file.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random weights used without a checkpoint.")] = 0,
-    attn: Annotated[
-        Optional[str], typer.Option(help="Attention, where the scale is to have the other: mla or gqa.")
-    ] = None,
-    loops: Annotated[str, typer.Option(help="dynamic, a fixed depth N, or several: N,M,...")] = "dynamic",
-    target: Annotated[
-        str,
-        typer.Option(help="portable: ONNX for any runtime; onnxruntime: its own kernels; tensorrt: for `build`."),
-    ] = "portable",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8 or int4.")] = "fp32",
-    calibration_data: Annotated[
-        Optional[Path], typer.Option(help="Token ids (.npy, .jsonl) or text (.jsonl, .txt) to measure ranges on.")
-    ] = None,
-    calibration_method: Annotated[
-        Optional[str], typer.Option(help="How a range is chosen: minmax, percentile, entropy or mse.")
-    ] = None,
-    calibration_loops: Annotated[
-        Optional[int], typer.Option(min=1, max=256, help="Depths to measure; the model's own by default.")
-    ] = None,
-    ranges: Annotated[
-        Optional[str], typer.Option(help="shared by all depths, per-depth, or auto: by depth where they differ.")
-    ] = None,
-    special_tokens: Annotated[
-        str,
-        typer.Option(help="Around every prompt: auto (tokenizer_config.json's, else none), none, bos, tokenizer."),
-    ] = "auto",
-    minimum_runtime: Annotated[
-        Optional[str],
-        typer.Option(help="The oldest ONNX Runtime to run on, such as 1.22 (onnxruntime, quantized)."),
-    ] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="A recipe.json of an earlier calibration.")] = None,
-    keep: Annotated[
-        Optional[str],
-        typer.Option(help="Layers to leave in float: names with *, or auto[:SHARE] for those that cost most."),
-    ] = None,
-    opset: Annotated[Optional[int], typer.Option(help="ONNX opset, where the target's own will not do.")] = None,
-    output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Folder to make; mythos-<scale>-<precision> by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build the graph and say what it would take; no weights.")
-    ] = False,
-    validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Compare the bundle with PyTorch.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    json: JsonFlag = False,
+@app.callback()
+def _any_command(
     version: Annotated[
         Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
-    """Export a model: mythos-export --scale 1b --loops dynamic"""
-    if context.invoked_subcommand is not None:
-        _refuse_options_of_export(context)
-        return
-    if len(sys.argv) < 2:
-        print(context.get_help())
-        raise typer.Exit
+    pass
+
+
+@app.command()
+@takes(ExportOptions)
+def export(options: ExportOptions) -> None:
+    """Export a model.
+
+    The word export may be left out: mythos-export --scale 1b --loops dynamic
+    """
     from mythos_export.commands import export as command
 
-    command.run(
-        command.Options(
-            scale=scale,
-            config=config,
-            checkpoint=checkpoint,
-            seed=seed,
-            attn=attn,
-            loops=loops,
-            target=target,
-            precision=precision,
-            calibration_data=calibration_data,
-            calibration_method=calibration_method,
-            calibration_loops=calibration_loops,
-            ranges=ranges,
-            special_tokens=special_tokens,
-            minimum_runtime=minimum_runtime,
-            recipe=recipe,
-            keep=keep,
-            opset=opset,
-            output=output,
-            dry_run=dry_run,
-            validate=validate,
-            force=force,
-            json=json,
-        )
-    )
-
-
-def _refuse_options_of_export(context: typer.Context) -> None:
-    """An option before a verb is the export's, and would be dropped without a word."""
-    for name in context.params:
-        given = context.get_parameter_source(name)
-        if given is not None and given.name == "COMMANDLINE":
-            verb, option = context.invoked_subcommand, name.replace("_", "-")
-            raise typer.BadParameter(f"--{option} belongs to an export; put options of {verb} after it")
+    command.run(options)
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)]
@@ -173,7 +107,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", show_
 def verify(
     bundle: BundleArgument,
     loops: Annotated[Optional[str], typer.Option(help="Loop counts to compare at, e.g. 1,2,4,8,16.")] = None,
-    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, if it has moved.")] = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, where it is not nearby.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Hash every file again and repeat the comparison with PyTorch."""
@@ -233,7 +167,7 @@ def evaluate(
     reference: Annotated[bool, typer.Option("--reference/--no-reference", help="Ask PyTorch the same prompts.")] = True,
     json: JsonFlag = False,
 ) -> None:
-    """Measure task accuracy per number of hops and loop count (bundles of nano)."""
+    """Measure task accuracy by hops and loops (bundles of nano)."""
     from mythos_export.commands import evaluate as command
 
     command.run(bundle, loops=loops, per_hop=per_hop, seed=seed, reference=reference, json=json)
@@ -246,7 +180,7 @@ def sensitivity(
         Optional[str], typer.Option(help="int8, fp8 or int4; that of the bundle if it is quantised, else int8.")
     ] = None,
     calibration_data: Annotated[Optional[Path], typer.Option(help="As for an export; a default set if absent.")] = None,
-    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, if it has moved.")] = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="The source checkpoint, where it is not nearby.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Quantise each layer alone, and say which cost most."""
@@ -364,7 +298,10 @@ def serve(
     threads: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Threads of the runtime.")] = None,
     log_verbose: Annotated[bool, typer.Option("--log-verbose", help="Show all that the server logs.")] = False,
 ) -> None:
-    """Serve a bundle with Triton on this machine, until Ctrl-C; needs neither torch nor onnx."""
+    """Serve a bundle with Triton here, until Ctrl-C.
+
+    Needs neither torch nor onnx.
+    """
     from engines.triton.server.launch import Ports
     from mythos_export.commands import serve as command
 
@@ -393,45 +330,12 @@ def inspect(bundle: BundleArgument, json: JsonFlag = False) -> None:
 
 
 @app.command()
-def plan(
-    scale: Annotated[Optional[str], typer.Option(help="As for an export: nano, or 1b 3b 10b 50b 100b 500b 1t.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A config.json in open-mythos' field names.")] = None,
-    bundle: Annotated[Optional[Path], typer.Option(help="A bundle that is there already, in place of a model.")] = None,
-    attn: Annotated[Optional[str], typer.Option(help="The other attention: mla or gqa.")] = None,
-    target: Annotated[Optional[str], typer.Option(help="portable (the default), onnxruntime or tensorrt.")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32 (the default), fp16, bf16, int8, fp8 or int4.")] = None,
-    context: Annotated[
-        Optional[int], typer.Option(help="Tokens in a sequence; the model's own limit by default, 4096 at most.")
-    ] = None,
-    loops: Annotated[Optional[int], typer.Option(help="Depth; the model's own by default.")] = None,
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    chunk: Annotated[int, typer.Option(help="Tokens of the prompt in one call.")] = 512,
-    device: Annotated[
-        Optional[str], typer.Option(help="What it is to run on, such as jetson-orin-nano-8gb, or FILE.json.")
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Every precision of the target, side by side.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Say what a model takes on a device, and how fast it can possibly be."""
+@takes(PlanOptions)
+def plan(options: PlanOptions) -> None:
+    """Say what a model takes on a device, and how fast it can be."""
     from mythos_export.commands import plan as command
 
-    command.run(
-        command.Options(
-            scale=scale,
-            config=config,
-            bundle=bundle,
-            attn=attn,
-            target=target,
-            precision=precision,
-            context=context,
-            loops=loops,
-            batch=batch,
-            chunk=chunk,
-            device=device,
-            compare=compare,
-            json=json,
-        )
-    )
+    command.run(options)
 
 
 @app.command()
@@ -443,7 +347,10 @@ def report(
     latency: Annotated[Optional[Path], typer.Option(help="Measured latencies; docs/report.md says how.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Make report.html of a bundle again, with what was measured; needs neither torch nor onnx."""
+    """Make report.html again, with what was measured.
+
+    Needs neither torch nor onnx.
+    """
     from mythos_export.commands import report as command
 
     command.run(bundle, accuracy=accuracy, latency=latency, json=json)
@@ -454,7 +361,10 @@ def clean(
     folder: Annotated[Path, typer.Argument(help="Where bundles are written to.")] = Path(),
     json: JsonFlag = False,
 ) -> None:
-    """Remove what killed exports left in a folder, and nothing that a running one is writing."""
+    """Remove what killed exports left in a folder.
+
+    What a running export is writing stays.
+    """
     from mythos_export.commands import clean as command
 
     command.run(folder, json=json)
@@ -466,17 +376,15 @@ def main() -> NoReturn:
     prepare_signals()
     try:
         _check_encoding()
+        check_installation()
         _invoke()
         sys.stdout.flush()
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was kept")
-    except OSError as error:
-        if lacks_memory(error):
-            _fail(_NO_MEMORY)
-        _drop_stdout()
-        _fail(f"{error.filename or 'the result'}: {error.strerror or error}")
+    except BrokenInstallation as error:
+        _fail(str(error))
     except Exception as error:
         line = _mendable(error)
         if line is None:
@@ -494,12 +402,17 @@ def _invoke() -> None:
 
 def _mendable(error: Exception) -> str | None:
     """What to tell the user; None for a defect of ours."""
+    from engines.errors import lacks_memory  # not before the installation is known to be whole
+
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
         extra = _EXTRAS.get(package)
         return extra and f'this needs {package}, which is not installed; run: pip install "mythos-export[{extra}]"'
     if lacks_memory(error):
         return _NO_MEMORY
+    if isinstance(error, OSError):
+        _drop_stdout()
+        return f"{error.filename or 'the result'}: {error.strerror or error}"
     if callable(usage := getattr(error, "format_message", None)):  # click's, whichever copy typer brings
         return str(usage())
     return str(error) if isinstance(error, _user_errors()) else None

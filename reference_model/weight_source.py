@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -163,11 +164,12 @@ class StoredWeights(ABC):
             return self._tensor(key).detach()
 
     def describe(self) -> dict[str, Any]:
-        """Kind, path, format and sha256.
+        """Kind, name of the file or folder, format and sha256; where it lies is nobody's business.
 
         The sha256 of several files is that of the lines `<file name> <sha256 of the file>`, sorted by name.
         """
-        return {"kind": "checkpoint", "path": str(self.path.resolve()), "sha256": self._sha256, "format": self.format}
+        name = os.path.basename(os.path.abspath(self.path))  # not what a link leads to
+        return {"kind": "checkpoint", "file": name, "sha256": self._sha256, "format": self.format}
 
     @abstractmethod
     def _files(self) -> list[Path]:

@@ -1,15 +1,17 @@
-"""`mythos-export --scale ... --loops ...`: the main job."""
+"""`mythos-export export --scale ... --loops ...`: the main job, which need not be named."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import typer
 
 from mythos_export.bundle import Bundle
+from mythos_export.commands.options import ExportOptions
 from mythos_export.commands.output import print_json, size
 from mythos_export.loops import parse_loops
 from mythos_export.progress import Reporter
@@ -18,38 +20,10 @@ from reference_model import nano
 if TYPE_CHECKING:
     from mythos_export.pipeline import ExportRequest, Prove
 
-__all__ = ["Options", "run"]
+__all__ = ["run", "without_folders"]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user typed."""
-
-    scale: str | None
-    config: Path | None
-    checkpoint: Path | None
-    seed: int
-    attn: str | None
-    loops: str
-    target: str
-    precision: str
-    calibration_data: Path | None
-    calibration_method: str | None
-    calibration_loops: int | None
-    ranges: str | None
-    special_tokens: str
-    minimum_runtime: str | None
-    recipe: Path | None
-    keep: str | None
-    opset: int | None
-    output: Path | None
-    dry_run: bool
-    validate: bool
-    force: bool
-    json: bool
-
-
-def run(options: Options) -> None:
+def run(options: ExportOptions) -> None:
     """Export, or say what an export would make."""
     loops = parse_loops(options.loops)
     report = Reporter(quiet=options.json)
@@ -92,7 +66,7 @@ def run(options: Options) -> None:
         runtime=oldest_runtime(options.minimum_runtime, options.target, options.precision),
         quantize=quantize,
         force=options.force,
-        command=("mythos-export", *sys.argv[1:]),
+        command=("mythos-export", *map(without_folders, sys.argv[1:])),
     )
     for note in (*model.notes, *text.notes):
         report.say(note)
@@ -107,6 +81,20 @@ def run(options: Options) -> None:
         print(f"failed: {error}; no bundle was kept", file=sys.stderr)
         raise typer.Exit(1) from error
     _say_done(bundle, request.output, report, options.json)
+
+
+_WORD = re.compile(r"(--[a-z-]+=|-[a-z](?=.))?(.*)", re.DOTALL)  # an option that has its value in the same word, and it
+
+
+def without_folders(word: str) -> str:
+    """A word of the command line for the manifest: of a path its last part, for a bundle is shown to others."""
+    match = _WORD.fullmatch(word)
+    assert match is not None
+    option, value = match[1] or "", match[2]
+    is_path = os.sep in value or (os.altsep or os.sep) in value
+    if not is_path or value.startswith("hf://"):
+        return word
+    return option + (PurePath(value).name or value)
 
 
 def _prover() -> Prove:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
+from mythos_export.commands.options import PlanOptions
 from mythos_export.commands.output import print_json
 from mythos_export.planning.models import Stored, stored_from_config
 from mythos_export.planning.plan import plan
@@ -12,29 +10,10 @@ from mythos_export.planning.remedies import remedies
 from mythos_export.planning.report import render, render_comparison
 from mythos_export.planning.request import PlanError, precisions_of, read_bundle, read_config, read_question
 
-__all__ = ["Options", "run"]
+__all__ = ["run"]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user typed."""
-
-    scale: str | None
-    config: Path | None
-    bundle: Path | None
-    attn: str | None
-    target: str | None
-    precision: str | None
-    context: int | None
-    loops: int | None
-    batch: int
-    chunk: int
-    device: str | None
-    compare: bool
-    json: bool
-
-
-def run(options: Options) -> None:
+def run(options: PlanOptions) -> None:
     """Plan; whether it fits is an answer, not an error."""
     stored = _stored(options)
     question = read_question(
@@ -63,7 +42,7 @@ def run(options: Options) -> None:
         print(render(found, would_do))
 
 
-def _stored(options: Options) -> Stored:
+def _stored(options: PlanOptions) -> Stored:
     if options.bundle is None:
         if options.compare and options.precision is not None:
             raise PlanError("--compare shows every precision; leave out --precision")

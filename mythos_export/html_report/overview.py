@@ -88,7 +88,7 @@ def _source(subject: Subject) -> str:
     source = subject.manifest.source
     if source.get("kind") == "seed":
         return f"random weights, seed {source.get('seed')}"
-    return f"`{source.get('path', '?')}`, sha256 `{source.get('sha256', '?')}`"
+    return f"`{source.get('file', source.get('path', '?'))}`, sha256 `{source.get('sha256', '?')}`"
 
 
 def _runtime(subject: Subject) -> str:

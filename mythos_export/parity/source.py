@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -18,17 +19,17 @@ from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.records.files import read_model
 from mythos_export.targets import TARGETS
 from reference_model import nano
-from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
+from reference_model.checkpoint import CheckpointError, SeededWeights, WeightSource, check_fit, open_checkpoint
 from reference_model.config import MythosConfig
 
-__all__ = ["choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
+__all__ = ["checkpoint_of_bundle", "choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
 
 
 def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosConfig, WeightSource]:
     """The config and weights a bundle was made from.
 
     Args:
-        checkpoint: where the checkpoint is now; by default where it was.
+        checkpoint: where the checkpoint is; by default as `checkpoint_of_bundle` finds it.
 
     Raises:
         BundleError: its source or precision is unknown, or the checkpoint is not the one it was made from.
@@ -43,12 +44,50 @@ def source_of_bundle(bundle: Bundle, checkpoint: Path | None) -> tuple[MythosCon
     origin = bundle.manifest.source
     if origin.get("kind") == "seed" and checkpoint is None:
         return config, SeededWeights(config, _seed(bundle, origin.get("seed")))
-    path = checkpoint or _shipped(bundle) or _recorded_path(bundle, origin.get("path"))
+    path = checkpoint or checkpoint_of_bundle(bundle)
     source = open_checkpoint(path)
     check_fit(source, config)
-    if source.describe().get("sha256") != origin.get("sha256"):
+    if not _is_origin(source, bundle):
         raise BundleError(f"{path}: not the checkpoint this bundle was made from (sha256 differs); pass --checkpoint")
     return config, source
+
+
+def checkpoint_of_bundle(bundle: Bundle) -> Path:
+    """Where the checkpoint is that a bundle was made from.
+
+    That is nano's, if it has its hash; one of the recorded name and hash, in the working folder or beside the bundle;
+    or where a manifest of an earlier release says.
+
+    Raises:
+        BundleError: it is not there.
+    """
+    if _is_origin(open_checkpoint(nano.CHECKPOINT), bundle):
+        return nano.CHECKPOINT
+    name, path = (bundle.manifest.source.get(key) for key in ("file", "path"))
+    if isinstance(name, str):
+        return _nearby(bundle, name)
+    if not isinstance(path, str):
+        raise BundleError(f"{bundle.path}: its manifest does not say what it was made from; pass --checkpoint")
+    if not os.path.exists(path):
+        raise BundleError(f"{bundle.path}: its source checkpoint {path[:500]!r} is not there; pass --checkpoint")
+    return Path(path)
+
+
+def _nearby(bundle: Bundle, name: str) -> Path:
+    places = (Path(name), bundle.path.parent / name)
+    for path in places if os.path.basename(name) == name else ():  # what leads elsewhere no export has written
+        if os.path.exists(path):
+            with contextlib.suppress(CheckpointError):  # another model's
+                if _is_origin(open_checkpoint(path), bundle):
+                    return path
+    raise BundleError(
+        f"{bundle.path}: its source checkpoint {name[:500]!r} is neither in the working folder nor beside the bundle; "
+        "pass --checkpoint"
+    )
+
+
+def _is_origin(source: WeightSource, bundle: Bundle) -> bool:
+    return bool(source.describe().get("sha256") == bundle.manifest.source.get("sha256"))
 
 
 def load_graph(bundle: Bundle, file: str) -> ir.Model:
@@ -115,16 +154,3 @@ def _seed(bundle: Bundle, seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise BundleError(f"{bundle.path}: its manifest names no usable seed; export it again")
     return seed
-
-
-def _shipped(bundle: Bundle) -> Path | None:
-    """nano's checkpoint is wherever this package is, not where it was when the bundle was made."""
-    return nano.CHECKPOINT if bundle.manifest.name.startswith("mythos-nano-") else None
-
-
-def _recorded_path(bundle: Bundle, path: object) -> Path:
-    if not isinstance(path, str):
-        raise BundleError(f"{bundle.path}: its manifest does not say what it was made from; pass --checkpoint")
-    if not os.path.exists(path):
-        raise BundleError(f"{bundle.path}: its source checkpoint {path[:500]!r} is not there; pass --checkpoint")
-    return Path(path)

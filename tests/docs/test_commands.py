@@ -30,7 +30,7 @@ NOT_RUN = {
         "docs/serving.md",
         "mythos-export --scale nano\nmythos-export --scale nano --precision int8\n",
     ): "takes ten minutes, of a machine that does nothing else",
-    ("docs/tensorrt.md", "import engines"): "needs a GPU",
+    ("docs/tensorrt.md", "import mythos_export"): "needs a GPU",
     ("docs/tensorrt.md", "mythos-export generate runs/trt --runtime tensorrt_rtx"): "needs a GPU",
     (
         "docs/tensorrt.md",
@@ -45,7 +45,7 @@ DEAR = {
     ("README.md", "mythos-export --scale 10b --precision fp16 --dry-run"),
     ("README.md", "mythos-export --scale 1b --loops dynamic"),
     ("README.md", "mythos-export evaluate mythos-nano-int8 --loops 1,2,4,8,16"),
-    ("README.md", "import engines"),  # of the 1b bundle
+    ("README.md", "import mythos_export"),  # of the 1b bundle
     ("README.md", "python -m tools.measure_export"),
     ("docs/quantisation.md", "python -m tools.quantization_table"),
     ("docs/tensorrt.md", "python -m tools.measure_build"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import engines
+import mythos_export
 from mythos_export.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +42,8 @@ def run(code: str, *, absent: tuple[str, ...] = BARE) -> str:
 
 
 GENERATE = """
-import json, engines
-engine = engines.load({path!r})
+import json, mythos_export
+engine = mythos_export.load({path!r})
 print(json.dumps([list(engine.generate([1, 2, 3], loops=loops, max_new_tokens=8)) for loops in (1, 3)]))
 """
 
@@ -67,3 +70,20 @@ def test_importing_needs_no_runtime() -> None:
 def test_importing_loads_nothing_heavy() -> None:
     loaded = run("import engines; print(*sorted({name.split('.')[0] for name in sys.modules}))", absent=()).split()
     assert not {"onnxruntime", "torch", "onnx", "onnx_ir", "tokenizers", "typer", "rich"} & set(loaded)
+
+
+def test_both_ways_in_take_the_same() -> None:
+    ours, theirs = inspect.signature(mythos_export.load), inspect.signature(engines.load)
+    assert [str(each) for each in ours.parameters.values()] == [str(each) for each in theirs.parameters.values()]
+
+
+@pytest.mark.parametrize("load", [mythos_export.load, engines.load])
+def test_every_option_arrives(load: Callable[..., engines.Engine], toy: Callable[..., Bundle]) -> None:
+    hashed: list[int] = []
+    bundle = toy()
+    assert load(str(bundle.path), progress=hashed.append, threads=1).manifest == bundle.manifest
+    assert sum(hashed) == bundle.total_bytes
+    load(bundle.path, check_hashes=False, progress=hashed.append)
+    assert sum(hashed) == bundle.total_bytes
+    with pytest.raises(engines.EngineError, match="runtime is 'tpu'"):
+        load(bundle.path, runtime="tpu")

@@ -68,7 +68,10 @@ class TestModel:
             (["--scale", "1b", "--frobnicate"], "No such option: --frobnicate"),
             (["--scale"], "requires an argument"),
             (["frobnicate"], "No such command 'frobnicate'"),
-            (["--scale", "1b", "verify", "x"], "--scale belongs to an export"),
+            (["--scale", "1b", "verify", "x"], "unexpected extra argument"),
+            (["export", "--scale", "2b"], "unknown scale '2b'; known: "),
+            (["export"], "which model? give --scale"),
+            (["export", "runs/demo"], "unexpected extra argument"),
             (["--scale", "\udcff"], "is not valid UTF-8"),
         ],
     )

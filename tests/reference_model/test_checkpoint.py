@@ -311,7 +311,7 @@ class TestDescription:
             digests = [hashlib.sha256(lines.encode()).hexdigest()]
         assert described == {
             "kind": "checkpoint",
-            "path": str(path),
+            "file": path.name,
             "sha256": digests[0],
             "format": FORMATS[save],
         }

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mythos_export.bundle import Bundle
+from mythos_export.bundle import Bundle, BundleError
 from mythos_export.model_choice import resolve_model
+from mythos_export.parity.source import checkpoint_of_bundle
 from reference_model import nano
 from reference_model.config import MythosConfig
 from tools.benchmarking.contestants import Spec
@@ -71,11 +72,16 @@ def _with_weights(config: MythosConfig, said: dict[str, Any], checkpoint: Path |
                 f"{bundle.path} was made from seed {said['seed']}, not from a checkpoint; leave it out"
             )
         return Model(config, None, said["seed"], said)
-    path = checkpoint or Path(str(bundle.manifest.source.get("path")))
-    if checkpoint is None and not path.exists():
-        raise BenchmarkError(f"{bundle.path} was made from {path}, which is not here; give --checkpoint")
+    path = checkpoint or _found(bundle)
     model = Model(config, path, 0, said)
     _, source = open_source(Spec("", "compiled", 1, asdict(config), path, 0))
     if source.describe().get("sha256") != said["sha256"]:
         raise BenchmarkError(f"{path}: not the checkpoint that {bundle.path} was made from (its sha256 differs)")
     return model
+
+
+def _found(bundle: Bundle) -> Path:
+    try:
+        return checkpoint_of_bundle(bundle)
+    except BundleError as error:
+        raise BenchmarkError(str(error)) from error

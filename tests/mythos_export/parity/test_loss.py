@@ -9,8 +9,8 @@ import pytest
 
 from mythos_export.parity.compare import Flip, _flip_failures, measure_logits
 from mythos_export.parity.loss import loss_failures, loss_warnings
-from mythos_export.records.parity import Loss
 from mythos_export.parity.tolerances import TOLERANCES
+from mythos_export.records.parity import Loss
 
 
 def logits(seed: int, scale: float = 3.0) -> np.ndarray:
