@@ -7,22 +7,22 @@ Files are read as streams, or mapped, so that a large one costs time and not mem
 
 from __future__ import annotations
 
-import json
 import reprlib
 import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from calibration.errors import CalibrationError
 from engines.errors import one_line
 from mythos_export.bundle import TextRecord
-from mythos_export.records.files import file_sha256, strict_json
+from mythos_export.records.files import file_sha256, first_error
 from reference_model.nano import task
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ __all__ = ["Samples", "default_samples", "read_samples"]
 _LIMIT = 128  # sequences
 _PADDING = -1
 _FEW = 8  # from this many tokens on, all the same is padding and not a very short text
-_MOST_BYTES = 16 << 20  # of a line or a paragraph
-_HEADER_BYTES = 1 << 16  # what numpy's own first format had room for; it takes 10 kB
-_NPY_MAGIC = b"\x93NUMPY"
-_BLOCK = 1 << 20  # elements looked at in one step
 _EXPECTED = "each line is a list of token ids, or an object with input_ids or text"
-_TOO_LONG = f"longer than {_MOST_BYTES >> 20} MiB"
 
 _TEXT_FILE = Path(__file__).with_name("default.txt")
 _NANO_PROMPTS = 96
@@ -81,8 +76,6 @@ def read_samples(
     Raises:
         CalibrationError: the file cannot be read, its ids do not fit the model, or there is only padding in it.
     """
-    if limit < 1:
-        raise CalibrationError(f"limit is {limit}; it must be at least 1")
     _check_file(path)
     encoder = _Encoder(tokenizer, text)
     collector = _Collector(str(path), vocab_size, max_seq_len, limit)
@@ -175,8 +168,7 @@ class _Collector:
         end = len(row) - _padding_ahead(row[::-1], pad)
         if begin >= end:
             return
-        for start in range(begin, end, _BLOCK):
-            self._check(row[start : min(start + _BLOCK, end)], start, where)
+        self._check(row[begin:end], begin, where)
         self._tokens += end - begin
         self._spread.add(row[begin:end], self._max_seq_len)
 
@@ -216,14 +208,10 @@ class _Collector:
 
 def _padding_ahead(row: NDArray[Any], pad: int | None) -> int:
     """Elements of padding before the first real token of a row [seq]."""
-    for start in range(0, len(row), _BLOCK):
-        block = row[start : start + _BLOCK]
-        real = block != _PADDING
-        if pad is not None:
-            real &= block != pad
-        if real.any():
-            return start + int(real.argmax())
-    return len(row)
+    real = row != _PADDING
+    if pad is not None:
+        real &= row != pad
+    return int(real.argmax()) if real.any() else len(row)
 
 
 class _Spread:
@@ -337,15 +325,9 @@ def _open_array(path: Path) -> NDArray[Any]:
         CalibrationError: it is none, or its header does not describe it.
     """
     try:
-        with path.open("rb") as stream:
-            start = stream.read(12)
-        if not start.startswith(_NPY_MAGIC):
-            raise ValueError("it does not begin like one")
-        if start[6:7] != b"\x01" and int.from_bytes(start[8:12], "little") > _HEADER_BYTES:
-            raise ValueError("its header is too long")  # numpy would read all of it first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the header; what is wrong with it is said here
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")  # it refuses objects
     except OSError as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # a header that lies ends in anything from SyntaxError to MemoryError
@@ -355,70 +337,50 @@ def _open_array(path: Path) -> NDArray[Any]:
     return np.asarray(array)  # rows of a plain array are cheaper than rows of a memmap
 
 
+class _Line(BaseModel, strict=True):
+    """A line of a `.jsonl` file that is an object."""
+
+    input_ids: list[int] | None = None
+    attention_mask: list[Annotated[int, Field(ge=0, le=1)]] | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> _Line:
+        if self.input_ids is None and self.text is None:
+            raise ValueError("neither input_ids nor text")
+        if self.attention_mask is not None and len(self.attention_mask) != len(self.input_ids or ()):
+            raise ValueError("attention_mask must be as long as input_ids")
+        return self
+
+
+_IDS = TypeAdapter(list[int], config=ConfigDict(strict=True))
+
+
 def _collect_json_lines(path: Path, collector: _Collector, encoder: _Encoder) -> None:
-    for number, line in _lines(path):
-        if not line.strip():
+    for number, text in _lines(path):
+        if not text.strip():
             continue
         where = f"{collector.source}: line {number}"
-        entry = _parse(line, where)
-        if isinstance(entry, dict) and "text" in entry and "input_ids" not in entry:
-            row, pad = _text_of(entry, encoder, where), encoder.text_pad
+        try:
+            is_list = text.lstrip().startswith("[")
+            line = _Line(input_ids=_IDS.validate_json(text)) if is_list else _Line.model_validate_json(text)
+        except ValidationError as error:
+            raise CalibrationError(f"{where}: {first_error(error)}; {_EXPECTED}") from error
+        if line.input_ids is None:
+            collector.add(encoder.encode(line.text or "", where), f"line {number}: ", encoder.text_pad)
         else:
-            row, pad = _ids_of(entry, where), encoder.pad
-        collector.add(row, f"line {number}: ", pad)
+            collector.add(_row(line.input_ids, line.attention_mask), f"line {number}: ", encoder.pad)
 
 
-def _parse(line: str, where: str) -> Any:
+def _row(ids: list[int], mask: list[int] | None) -> NDArray[Any]:
+    """Ids [seq], -1 where the mask is 0."""
     try:
-        return strict_json(line)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-    except ValueError as error:
-        reason = one_line(error)
-    except RecursionError:
-        reason = "nested too deeply"
-    raise CalibrationError(f"{where}: not valid JSON ({reason}); {_EXPECTED}")
-
-
-def _text_of(entry: dict[str, Any], encoder: _Encoder, where: str) -> NDArray[np.int64]:
-    text = entry["text"]
-    if not isinstance(text, str):
-        raise CalibrationError(f"{where}: text is {reprlib.repr(text)}; it must be a string")
-    return encoder.encode(text, where)
-
-
-def _ids_of(entry: Any, where: str) -> NDArray[Any]:
-    """Ids [seq] of a line, -1 where its mask is 0."""
-    ids = entry.get("input_ids") if isinstance(entry, dict) else entry
-    if not isinstance(ids, list):
-        raise CalibrationError(f"{where}: no list of token ids; {_EXPECTED}")
-    row = _integers(ids, "token", where)
-    if isinstance(entry, dict) and "attention_mask" in entry:
-        row[_mask_of(entry["attention_mask"], len(ids), where) == 0] = _PADDING
-    return row
-
-
-def _mask_of(mask: Any, length: int, where: str) -> NDArray[Any]:
-    if not isinstance(mask, list) or len(mask) != length:
-        raise CalibrationError(f"{where}: attention_mask must be a list as long as input_ids, which has {length}")
-    flags = _integers(mask, "attention_mask", where)
-    for position in np.flatnonzero((flags != 0) & (flags != 1))[:1]:
-        raise CalibrationError(
-            f"{where}: attention_mask is {reprlib.repr(int(flags[position]))} at position {position}; it must be 0 or 1"
-        )
-    return flags
-
-
-def _integers(values: list[Any], name: str, where: str) -> NDArray[Any]:
-    for position, value in enumerate(values):
-        if type(value) is not int:  # True is an int to Python
-            raise CalibrationError(
-                f"{where}: {name} {reprlib.repr(value)} at position {position} is not an integer; give a flat list"
-            )
-    try:
-        return np.array(values, np.int64)
+        row: NDArray[Any] = np.array(ids, np.int64)
     except OverflowError:
-        return np.array(values, object)  # what checks the range also says which one is too large
+        row = np.array(ids, object)  # what checks the range also says which one is too large
+    if mask is not None:
+        row[np.array(mask, np.int64) == 0] = _PADDING
+    return row
 
 
 def _collect_text(path: Path, collector: _Collector, encoder: _Encoder) -> None:
@@ -430,18 +392,14 @@ def _collect_text(path: Path, collector: _Collector, encoder: _Encoder) -> None:
 def _paragraphs(path: Path) -> Iterator[tuple[int, str]]:
     """Texts between blank lines, each with the number of its first line."""
     lines: list[str] = []
-    size = first = 0
+    first = 0
     for number, line in _lines(path):
-        if not line.strip():
-            if lines:
-                yield first, "\n".join(lines)
-            lines, size = [], 0
-            continue
-        first = first if lines else number
-        lines.append(line)
-        size += len(line)
-        if size > _MOST_BYTES:
-            raise CalibrationError(f"{path}: line {first}: {_TOO_LONG}; put a blank line between two texts")
+        if line.strip():
+            first = first if lines else number
+            lines.append(line)
+        elif lines:
+            yield first, "\n".join(lines)
+            lines = []
     if lines:
         yield first, "\n".join(lines)
 
@@ -451,10 +409,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with path.open("rb") as stream:
-            while line := stream.readline(_MOST_BYTES + 1):
-                number += 1
-                if len(line) > _MOST_BYTES:
-                    raise CalibrationError(f"{path}: line {number}: {_TOO_LONG}; give several shorter ones")
+            for number, line in enumerate(stream, 1):
                 text = line.decode("utf-8").rstrip("\r\n")
                 yield number, text.removeprefix("\ufeff") if number == 1 else text  # some editors begin with a mark
     except UnicodeDecodeError as error:

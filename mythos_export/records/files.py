@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 __all__ = ["InputFileError", "file_sha256", "first_error", "read_model", "strict_json"]
 
-_BLOCK = 4 << 20
+_BLOCK = 1 << 20
 _MOST_BYTES = 64 << 20
 _MOST_WHERE, _MOST_WHAT = 120, 200  # characters
 
