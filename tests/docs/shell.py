@@ -29,6 +29,7 @@ _WANTS = {
     "mythos-export build ": "tensorrt_rtx",
     "python -m tools.measure_build ": "tensorrt_rtx",
     "polygraphy ": "polygraphy",
+    "python -m tools.benchmark ": "matplotlib",
     "python -m tools.write_goldens ": "polygraphy",
 }
 

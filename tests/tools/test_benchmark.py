@@ -393,6 +393,15 @@ def test_options_are_refused_before_hours_of_measuring(options: list[str]) -> No
     assert stopped.value.code == 2
 
 
+def test_a_plot_without_matplotlib_is_refused_before_hours_of_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--plot", str(tmp_path / "speed.svg")])
+    assert 'pip install "mythos-export[test]"' in capsys.readouterr().err
+
+
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(groups: object, gains: object, plan: Plan, read_rate: object, found: Measurements) -> None:
         raise BenchmarkError("the second one died")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def read_options(arguments: Sequence[str] | None, help_text: str | None) -> argp
     )
     parser.add_argument("--latency", type=Path, metavar="DIR", help="write NAME.latency.json for a bundle's report")
     given = parser.parse_args(arguments)
+    if given.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error('--plot wants matplotlib; run: pip install "mythos-export[test]"')
     if given.latency is not None and not given.latency.is_dir():
         parser.error(f"--latency {given.latency} is no folder")
     return given
