@@ -20,7 +20,7 @@ from engines.onnxruntime import OnnxRuntimeEngine
 from engines.prompts import read_prompts
 from mythos_export.bundle import GraphFile
 from mythos_export.number_formats import NumberFormat
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["ObservedGraph", "calibrate", "check_samples", "feed", "model_id"]
 

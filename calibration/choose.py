@@ -19,7 +19,7 @@ from mythos_export.parity.source import load_graph
 from mythos_export.progress import Reporter
 from mythos_export.quantization import Choices, Quantization
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["Chosen", "QuantizeOptions", "choose", "samples_for"]
 

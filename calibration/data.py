@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from calibration.errors import CalibrationError
 from engines.errors import one_line
 from mythos_export.bundle import TextRecord
-from reference_model.nano import task
+from reference_model.open_mythos.nano import task
 
 if TYPE_CHECKING:
     import tokenizers

@@ -22,8 +22,8 @@ from mythos_export.progress import Reporter
 from mythos_export.quantization import EMBEDDING, Choices, Quantization
 from mythos_export.weights import expected
 from reference_model.checkpoint import WeightSource, load_model
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["LayerCost", "Sensitivity", "choose_kept", "measure_sensitivity"]
 

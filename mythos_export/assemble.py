@@ -14,8 +14,8 @@ from mythos_export.bundle import TensorSpec
 from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME, Builder, parameter
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.trace import TracedStages
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["assemble"]
 

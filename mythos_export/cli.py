@@ -30,7 +30,7 @@ app = typer.Typer(
 # Where each kind of mistake a user can make is defined; only modules already loaded can have raised it.
 _USER_ERRORS = (
     ("calibration.errors", "CalibrationError"),
-    ("reference_model.config", "ConfigError"),
+    ("reference_model.open_mythos.config", "ConfigError"),
     ("reference_model.weight_source", "CheckpointError"),
     ("mythos_export.building.build", "BuildError"),
     ("mythos_export.building.profiles", "ProfileError"),

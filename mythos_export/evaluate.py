@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from mythos_export.bundle import Bundle, BundleError
-from reference_model.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
+from reference_model.open_mythos.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
 
 __all__ = ["Answers", "Evaluation", "Score", "check_task", "evaluate", "render"]
 

@@ -23,7 +23,7 @@ from mythos_export.parity.source import load_graph
 from mythos_export.quantization import Quantization
 from mythos_export.quantized_weights import stored_as
 from mythos_export.targets import quantization_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["EMULATED", "GateFailed", "check_quantized"]
 

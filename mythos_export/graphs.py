@@ -10,7 +10,7 @@ from mythos_export.loops import LoopsOption
 from mythos_export.quantization import Choices
 from mythos_export.targets import TARGETS, settled
 from mythos_export.trace import trace_stages
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["build_graphs"]
 

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from mythos_export.graph_parts import HEAD_NAME, is_parameter
 from mythos_export.quantization import EMBEDDING
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = [
     "ALWAYS_FLOAT",

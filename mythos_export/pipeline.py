@@ -45,8 +45,8 @@ from mythos_export.staging import staged
 from mythos_export.targets import TARGETS, quantization_of
 from mythos_export.text_files import NO_TEXT
 from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius", "versions"]
 

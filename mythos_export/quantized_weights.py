@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from mythos_export.number_formats import FORMATS, NumberFormat, block_scales, channel_scales, dequantize, quantize
 from mythos_export.packing import packed, unpacked
 from mythos_export.quantization import ROUTED_EXPERTS, STACKS
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["HEAD", "Quantizer", "Restored", "Stored", "restored", "restored_tensors", "stack_members", "stored_as"]
 

@@ -13,7 +13,7 @@ from mythos_export.errors import RequestError
 from mythos_export.minimum_runtime import read_version
 from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS, quantization_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["RequestError", "check_target", "default_name", "oldest_runtime", "quantize_options"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from mythos_export.bundle import CachePart, TensorSpec
 from reference_model.cache import STAGES, part_names, part_shapes
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["cache_dtype", "cache_parts", "input_specs", "output_specs"]
 

@@ -11,7 +11,7 @@ from mythos_export import passes
 from mythos_export.linears import contractions, layer_names
 from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
 from mythos_export.quantization import EMBEDDING, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization, blockwise
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["TARGETS", "Target", "quantization_of", "settled"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mythos_export.planning.tensors import ALIGNED_ABOVE, ALIGNMENT
 from mythos_export.quantized_weights import Quantizer, stored_as
 from reference_model.checkpoint import CheckpointError, WeightSource
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "source_of", "write"]
 

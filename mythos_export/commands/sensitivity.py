@@ -17,7 +17,7 @@ from mythos_export.parity.source import load_graph, recipe_of, source_of_bundle
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices, Quantization
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["run"]
 

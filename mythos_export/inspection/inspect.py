@@ -23,8 +23,8 @@ from mythos_export.inspection.contents import OTHER, Contents, data_bytes, read_
 from mythos_export.inspection.receipts import BuiltEngines, built_engines
 from mythos_export.planning.cache import cache_size
 from mythos_export.planning.tensors import BITS, STAGES, StoredTensor, place_of
-from reference_model.config import ConfigError, MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import ConfigError, MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["Cache", "Graph", "Group", "Inspection", "Stage", "config_of", "inspect"]
 

@@ -36,8 +36,8 @@ from mythos_export.signature import cache_dtype
 from mythos_export.targets import TARGETS, quantization_of
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["check_parity", "prove"]
 

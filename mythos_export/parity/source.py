@@ -17,9 +17,9 @@ from mythos_export.minimum_runtime import OLDEST, read_version
 from mythos_export.parity.cases import default_loops
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.targets import TARGETS
-from reference_model import nano
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos import nano
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
 

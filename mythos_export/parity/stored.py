@@ -19,8 +19,8 @@ from mythos_export.quantization import TABLE
 from mythos_export.quantized_weights import HEAD, Quantizer, Restored, restored_tensors, stored_as
 from mythos_export.weights import expected
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["StoredWeights", "compare_weights"]
 

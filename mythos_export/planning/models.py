@@ -16,8 +16,8 @@ from mythos_export.planning.weights import formulation, stored_tensors
 from mythos_export.planning.work import Model
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["Stored", "model_of", "rows_of", "stored_from_config"]
 

@@ -12,7 +12,7 @@ from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import Stored, stored_from_config
 from mythos_export.planning.plan import Question
 from mythos_export.targets import TARGETS
-from reference_model.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import SCALES, MythosConfig, config_for_scale
 
 __all__ = ["PlanError", "precisions_of", "read_bundle", "read_config", "read_question"]
 

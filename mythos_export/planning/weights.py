@@ -27,8 +27,8 @@ from mythos_export.quantization import (
     stored_shape,
 )
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["DTYPES", "Formulation", "formulation", "stored_tensors"]
 

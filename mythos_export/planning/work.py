@@ -17,8 +17,8 @@ from functools import cached_property
 
 from mythos_export.planning.cache import CacheSize
 from mythos_export.planning.tensors import Place, StoredTensor, place_of
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["Call", "Model", "Work", "weight_reads", "work_of"]
 

@@ -23,7 +23,7 @@ from mythos_export.number_formats import FORMATS
 from mythos_export.parity.source import load_graph
 from mythos_export.quantization import EMBEDDING
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeModel = Callable[[], ir.Model]
 Make = Callable[..., Recipe]

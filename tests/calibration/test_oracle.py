@@ -20,7 +20,7 @@ from engines.generation import Graph
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.number_formats import FORMATS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 LOOPS = 4  # as in conftest.py
 

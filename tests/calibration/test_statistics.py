@@ -27,7 +27,7 @@ from mythos_export.quantization import EMBEDDING
 from reference_model.attention import LatentAttention, Rows
 from reference_model.cache import Cache
 from reference_model.checkpoint import SeededWeights, load_model
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 LOOPS, PROMPT = 4, 9  # as in conftest.py
 

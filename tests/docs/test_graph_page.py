@@ -15,7 +15,7 @@ import pytest
 
 from mythos_export.signature import cache_dtype, cache_parts, input_specs, output_specs
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from tests.docs.pages import prose
 
 PAGE = prose("docs/graph.md")

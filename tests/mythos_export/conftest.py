@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mythos_export import cli
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mythos_export.bundle import Bundle
 from mythos_export.gates import EMULATED, GateFailed, check_quantized
 from mythos_export.linears import layer_names
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 QuantizedBundle = Callable[..., Path]
 

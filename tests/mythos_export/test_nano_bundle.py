@@ -13,7 +13,7 @@ import engines
 from mythos_export.bundle import Bundle
 from mythos_export.cli import main
 from mythos_export.evaluate import Evaluation, evaluate
-from reference_model.nano.task import TRAINED_HOPS, generate
+from reference_model.open_mythos.nano.task import TRAINED_HOPS, generate
 
 PROMPT = "d>a h>c a>h f>g c>e g>b b>d e>f 3 a"  # a -> h -> c -> e
 
@@ -98,8 +98,8 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     """A depth that halts elsewhere fits every shape; the training checkpoint's own config knows better."""
     import torch
 
-    from reference_model import nano
     from reference_model.checkpoint import open_checkpoint
+    from reference_model.open_mythos import nano
 
     source = open_checkpoint(nano.CHECKPOINT)
     config = json.loads(nano.CONFIG.read_text())

@@ -29,7 +29,7 @@ from mythos_export.quantization import QUANTIZED, ROUTED_EXPERTS, Choices, Quant
 from mythos_export.quantized_weights import HEAD
 from mythos_export.signature import cache_parts
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import SCALES, MythosConfig, config_for_scale
 
 needs_runtime = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older than the target's minimum")
 

@@ -12,8 +12,8 @@ from mythos_export.pipeline import ExportRequest, ParityFailed, export, spectral
 from mythos_export.progress import Reporter
 from mythos_export.requests import default_name
 from reference_model.checkpoint import CheckpointError, SeededWeights
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
 
 
 class Altered(SeededWeights):

@@ -17,7 +17,7 @@ from mythos_export.bundle import Bundle
 from mythos_export.linears import layer_names
 from mythos_export.parity.report import ParityReport
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Run = Callable[..., Any]  # of an outcome
 Refused = Callable[..., str]

@@ -19,7 +19,7 @@ from mythos_export.packing import packed
 from mythos_export.quantization import ROUTED_EXPERTS, TABLE
 from mythos_export.quantized_weights import HEAD, Quantizer, restored_tensors, stack_members, stored_as
 from mythos_export.weights import bind, expected, source_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 GATE_UP, DOWN = (f"{ROUTED_EXPERTS}.{name}.int4b32.stacked" for name in ("gate_up", "down"))
 WIDE = "coda.0.ffn.down.weight.T"  # contraction 85: the last block is short

@@ -20,7 +20,7 @@ from mythos_export.quantization import EMBEDDING
 from mythos_export.targets import TARGETS
 from mythos_export.trace import trace_stages
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 

@@ -19,7 +19,7 @@ from mythos_export.commands import triton as command
 from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, memory_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 ROOT = Path(__file__).parents[2]
 

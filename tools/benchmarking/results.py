@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from tools.benchmarking.machine import Roofline
 from tools.benchmarking.measure import Agreement, Cell, Measurements, Plan, agreement, mixed_depths
 from tools.benchmarking.memory import Memory

@@ -21,7 +21,7 @@ from engines.serving.copies import row_copies
 from engines.serving.footprint import Footprint
 from engines.serving.ticket import Ticket
 from mythos_export.targets import quantization_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Logits = list[NDArray[np.float32]]
 

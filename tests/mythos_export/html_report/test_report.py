@@ -20,7 +20,7 @@ from mythos_export.html_report.parity_file import Parity
 from mythos_export.html_report.subject import Subject, read_subject
 from mythos_export.html_report.verdict import verdict_of
 from mythos_export.html_report.write import REPORT, remake_report
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Copy = Callable[[Path], Path]
 MINUS = "\N{MINUS SIGN}"

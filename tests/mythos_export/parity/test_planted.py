@@ -16,7 +16,7 @@ from mythos_export.parity.report import ParityReport
 from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 LOOPS = (1, 2, 4, 8)  # 8 is past the end of the depth-LoRA table
 

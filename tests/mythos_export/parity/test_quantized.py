@@ -23,7 +23,7 @@ from mythos_export.pipeline import ParityFailed
 from mythos_export.progress import Reporter
 from mythos_export.quantization import MissingRange
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 QuantizedBundle = Callable[..., Path]
 

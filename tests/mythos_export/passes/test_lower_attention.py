@@ -12,7 +12,7 @@ from stored_weights import session
 from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerLatentAttention
 from reference_model.attention import LatentAttention, visible_keys
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
 

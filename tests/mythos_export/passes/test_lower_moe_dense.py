@@ -15,8 +15,8 @@ from stored_weights import bound, eventful_weights, session, state_of
 from mythos_export.passes import LowerMoEDense
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import ROUTED_EXPERTS
-from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
 
 PREFIX = "recurrent.block.ffn."
 

@@ -16,8 +16,8 @@ from mythos_export.passes import LowerMoEFused, LowerMoEGrouped, QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import EMBEDDING, ROUTED_EXPERTS, Choices, blockwise
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
 
 pytestmark = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older than the target's minimum")
 

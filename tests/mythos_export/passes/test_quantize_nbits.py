@@ -19,7 +19,7 @@ from mythos_export.passes import QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import EMBEDDING, Choices, Quantization, blockwise
 from mythos_export.quantized_weights import HEAD
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 EXACT = 2e-6  # share of the range; the sums' order apart, the numbers are the same: measured 3e-7
 

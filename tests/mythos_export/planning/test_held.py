@@ -23,7 +23,7 @@ from mythos_export.planning.plan import Question, memory_of
 from mythos_export.planning.tensors import BITS
 from mythos_export.planning.weights import stored_tensors
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 16: "bfloat16", 17: "float8e4m3fn", 22: "int4"}

@@ -24,7 +24,7 @@ from mythos_export.planning.devices import (
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, plan
 from mythos_export.planning.remedies import remedies
-from reference_model.config import SCALES, MythosConfig
+from reference_model.open_mythos.config import SCALES, MythosConfig
 
 BOX = Device(
     label="a box",

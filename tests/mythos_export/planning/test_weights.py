@@ -29,7 +29,7 @@ from mythos_export.signature import cache_parts
 from mythos_export.targets import TARGETS
 from mythos_export.weights import DATA_FILE, parameters_of
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import SCALES, MythosConfig, config_for_scale
 
 MakeBundle = Callable[..., Bundle]
 Shapes = dict[str, tuple[tuple[int, ...], str]]

@@ -11,7 +11,7 @@ from mythos_export.planning.models import model_of, stored_from_config
 from mythos_export.planning.plan import Question, plan
 from mythos_export.planning.tensors import total_bytes
 from mythos_export.planning.work import Call, Model, weight_reads, work_of
-from reference_model.config import SCALES, MythosConfig
+from reference_model.open_mythos.config import SCALES, MythosConfig
 
 STEP = Call(batch=1, seq=1, past=0, loops=1)
 

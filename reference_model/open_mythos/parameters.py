@@ -5,7 +5,7 @@ The exporter plans a trillion parameters from this table; a test holds it to wha
 
 from __future__ import annotations
 
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["parameter_shapes"]
 
