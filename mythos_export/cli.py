@@ -36,7 +36,7 @@ _USER_ERRORS = (
     ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
     ("mythos_export.html_report.measurements", "MeasurementError"),
-    ("mythos_export.linears", "UnknownLayer"),
+    ("mythos_export.layers", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
     ("mythos_export.planning.devices", "DeviceError"),
     ("mythos_export.planning.request", "PlanError"),

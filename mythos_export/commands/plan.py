@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     )
     if options.compare:
         plans = [
-            plan(stored_from_config(stored.name, stored.config, stored.target, precision), question)
+            plan(stored_from_config(stored.name, stored.architecture, stored.target, precision), question)
             for precision in precisions_of(stored.target)
         ]
         if options.json:

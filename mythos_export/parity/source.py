@@ -11,7 +11,6 @@ from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
 from engines.errors import one_line
 from mythos_export.bundle import Bundle, BundleError
-from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.minimum_runtime import OLDEST, read_version
 from mythos_export.parity.cases import default_loops
@@ -20,6 +19,7 @@ from mythos_export.targets import TARGETS
 from reference_model.checkpoint import SeededWeights, WeightSource, check_fit, open_checkpoint
 from reference_model.open_mythos import nano
 from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
 
@@ -93,7 +93,7 @@ def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
             raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
         limits = recipe.limits(record.ranges)
     needed = read_version(bundle.manifest.minimum_runtime) if bundle.manifest.minimum_runtime is not None else OLDEST
-    return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)), needed)
+    return Choices(limits, frozenset(record.kept) & architecture(config).layers.keys(), needed)
 
 
 def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[int]:

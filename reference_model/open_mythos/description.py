@@ -65,7 +65,7 @@ def _loop(config: MythosConfig) -> Loop:
 
 
 def _cache(config: MythosConfig) -> tuple[CachePart, ...]:
-    rows: dict[str, Shape] = {part: (config.n_kv_heads, config.head_dim) for part in ("key", "value")}
+    rows: dict[str, Shape] = dict.fromkeys(("key", "value"), (config.n_kv_heads, config.head_dim))
     if config.attn_type == "mla":
         rows = {"latent": (config.kv_lora_rank,), "rope": (config.qk_rope_head_dim,)}
     stages = (

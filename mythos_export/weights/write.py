@@ -1,9 +1,4 @@
-"""Weights on their way from a checkpoint into a bundle: one tensor in memory at a time.
-
-A parameter of the graph is named after the checkpoint's tensor it comes from; a suffix says how it is
-laid out. The same names lead back, so the parity check can map a bundle's weights instead of
-reading the checkpoint a second time. `mythos_export.quantized_weights` knows the suffixes of low precision.
-"""
+"""Weights on their way from a checkpoint into a bundle: one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,50 +11,17 @@ from onnx_ir import external_data
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
-from mythos_export.planning.tensors import ALIGNED_ABOVE, ALIGNMENT
-from mythos_export.quantized_weights import Quantizer, stored_as
+from mythos_export.weights.layout import DTYPES
+from mythos_export.weights.names import read_name, weight_of
+from mythos_export.weights.store import Quantizer
+from mythos_export.weights.tensors import ALIGNED_ABOVE, ALIGNMENT
+from mythos_export.weights.views import cut_out
+from reference_model.architecture import Architecture
 from reference_model.checkpoint import CheckpointError, WeightSource
-from reference_model.open_mythos.config import MythosConfig
 
-__all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "source_of", "write"]
+__all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "quantizer_of", "write"]
 
 DATA_FILE = "model.onnx.data"
-_DTYPES = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-}
-
-Layout = Callable[[Tensor, MythosConfig], Tensor]
-
-
-def _plain(tensor: Tensor, config: MythosConfig) -> Tensor:
-    return tensor
-
-
-def _transposed(tensor: Tensor, config: MythosConfig) -> Tensor:
-    return tensor.T
-
-
-def _absorbed_key(kv_up: Tensor, config: MythosConfig) -> Tensor:
-    """[h * (nope + v), rank] -> [h, nope, rank]."""
-    return kv_up.unflatten(0, (config.n_heads, -1))[:, : config.qk_nope_head_dim]
-
-
-def _absorbed_value(kv_up: Tensor, config: MythosConfig) -> Tensor:
-    """[h * (nope + v), rank] -> [h, rank, v]."""
-    return kv_up.unflatten(0, (config.n_heads, -1))[:, config.qk_nope_head_dim :].transpose(1, 2)
-
-
-_LAYOUTS: dict[str, Layout] = {".T": _transposed, ".key": _absorbed_key, ".value": _absorbed_value}
-
-
-def source_of(parameter: str) -> tuple[str, Layout]:
-    """The checkpoint tensor a graph parameter is made from, and how."""
-    for suffix, layout in _LAYOUTS.items():
-        if parameter.endswith(suffix):
-            return parameter.removesuffix(suffix), layout
-    return parameter, _plain
 
 
 def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
@@ -70,7 +32,7 @@ def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
 
 
 def bind(
-    parameters: dict[str, ir.Value], source: WeightSource, config: MythosConfig, order: Iterable[str] = ()
+    parameters: dict[str, ir.Value], source: WeightSource, architecture: Architecture, order: Iterable[str] = ()
 ) -> list[ir.TensorProtocol]:
     """A tensor for each parameter, read from the source only when it is written.
 
@@ -78,29 +40,37 @@ def bind(
         order: names of parameters as the file is to hold them; one that is not among them comes last.
     """
     places = {name: place for place, name in enumerate(order)}
-    quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy(), config)
+    quantizer = quantizer_of(source, architecture)
     in_order = sorted(parameters.items(), key=lambda each: places.get(each[0], len(places)))
-    return [_lazy(value, source, config, quantizer) for _, value in in_order]
+    return [_lazy(value, source, architecture, quantizer) for _, value in in_order]
 
 
-def expected(parameter: str, dtype: torch.dtype, source: WeightSource, config: MythosConfig) -> Tensor:
+def quantizer_of(source: WeightSource, architecture: Architecture) -> Quantizer:
+    """One that reads a checkpoint."""
+    return Quantizer(lambda name: expected(name, torch.float32, source, architecture).numpy(), architecture)
+
+
+def expected(parameter: str, dtype: torch.dtype, source: WeightSource, architecture: Architecture) -> Tensor:
     """What a float parameter must hold, in its type and layout (a view where that takes no copy).
 
     Raises:
+        ValueError: the model has no such weight.
         CheckpointError: the checkpoint's tensor is not finite, or not in that type.
     """
-    name, layout = source_of(parameter)
-    return layout(_as_dtype(source.read(name), dtype, name), config)
+    weight = weight_of(parameter, architecture)
+    name = weight.parameter.name
+    return cut_out(_as_dtype(source.read(name), dtype, name), weight.view)
 
 
-def _lazy(value: ir.Value, source: WeightSource, config: MythosConfig, quantizer: Quantizer) -> ir.TensorProtocol:
+def _lazy(value: ir.Value, source: WeightSource, architecture: Architecture, quantizer: Quantizer) -> ir.TensorProtocol:
     assert value.name is not None and value.shape is not None and value.dtype is not None
-    name, dtype, shape, stored = value.name, value.dtype, value.shape, stored_as(value.name)
+    name, dtype, shape, stored = value.name, value.dtype, value.shape, read_name(value.name)
 
     def read() -> ir.TensorProtocol:
         if stored is not None:
             return quantizer.tensor(stored, name)
-        return TorchTensor(expected(name, _DTYPES[dtype], source, config).contiguous(), name=name)
+        torch_dtype = getattr(torch, DTYPES[dtype])
+        return TorchTensor(expected(name, torch_dtype, source, architecture).contiguous(), name=name)
 
     return ir.LazyTensor(read, dtype=dtype, shape=shape, name=name)
 
