@@ -85,11 +85,11 @@ class Recipe(_Strict):
         for name, activation in self.activations.items():
             stages = {architecture.stage_of.get(layer) for layer in activation.feeds}
             if None in stages:
-                raise CalibrationError(f"--recipe: {name[:200]} feeds a layer that the model does not have")
+                raise CalibrationError(f"the recipe's {name[:200]} feeds a layer that the model does not have")
             wanted = self.depths if stages == {LOOP} else 1
             if len(activation.limit) != wanted:
                 raise CalibrationError(
-                    f"--recipe: {name[:200]} has {len(activation.limit)} depths, expected {wanted}; calibrate again"
+                    f"the recipe's {name[:200]} has {len(activation.limit)} depths, expected {wanted}; calibrate again"
                 )
 
     def limits(self, ranges: Ranges) -> dict[str, list[float]]:

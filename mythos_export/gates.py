@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, GraphFile
+from mythos_export.described import architecture_of
 from mythos_export.graph_parts import LOOP_NAME
 from mythos_export.linears import served
 from mythos_export.parity.source import load_graph
@@ -41,7 +42,7 @@ class GateFailed(Exception):
     """A bundle that is not quantised as it says; it was not kept."""
 
 
-def check_quantized(bundle: Bundle, kept: frozenset[str], architecture: Architecture) -> dict[str, int]:
+def check_quantized(bundle: Bundle, kept: frozenset[str]) -> dict[str, int]:
     """Check every graph of a bundle.
 
     Args:
@@ -54,6 +55,7 @@ def check_quantized(bundle: Bundle, kept: frozenset[str], architecture: Architec
         GateFailed: nothing is quantised, or not all that should be; a scale is no positive number; or the
             runtime computes in float what the graph says is quantised.
     """
+    architecture = architecture_of(bundle)
     kernels = [_check_graph(bundle, file, kept, architecture) for file in bundle.manifest.graphs]
     return kernels[0]
 

@@ -167,7 +167,7 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
 def _checked(bundle: Bundle, chosen: Chosen, architecture: Architecture, report: Reporter) -> Manifest:
     """The manifest of a bundle that has passed the gates of quantisation."""
     with report.step("check that the layers run quantised"):
-        kernels = check_quantized(bundle, chosen.choices.keep, architecture)
+        kernels = check_quantized(bundle, chosen.choices.keep)
     always = {each.control.names: each.control.reason for each in architecture.parameters if each.control is not None}
     record = QuantizationRecord(
         ranges=chosen.ranges,
@@ -189,7 +189,7 @@ def _write_weights(
     storage = storage_of(request.target, request.precision, request.architecture, choices)
     planned = stored_tensors(request.architecture, storage)
     parameters = weights.parameters_of(graphs.values())
-    tensors = weights.bind(parameters, request.source, request.architecture, [tensor.name for tensor in planned])
+    tensors = weights.bind(parameters, request.source, request.architecture, planned)
     total = sum(tensor.nbytes for tensor in tensors)
     _check_room(request.output, folder, total)
     with report.step("write weights", total) as advance:

@@ -10,7 +10,15 @@ __all__ = ["cache_parts", "input_specs", "output_specs"]
 
 
 def cache_parts(architecture: Architecture, precision: str) -> list[CachePart]:
-    """The cached tensors; `depth` is the stage's layers, or "loops". Quantised models keep them in float."""
+    """The cached tensors; `depth` is the stage's layers, or "loops". Quantised models keep them in float.
+
+    Raises:
+        ValueError: a loop has several layers, for which this format of the manifest has no word.
+    """
+    if any(part.per_loop and part.layers != 1 for part in architecture.cache):
+        raise ValueError(
+            f"{architecture.family}: a cache of several layers a loop does not fit the manifest's format 1"
+        )
     return [
         CachePart(
             name=part.name,

@@ -18,17 +18,14 @@ from mythos_export.bundle import (
     TensorSpec,
     TextRecord,
 )
+from mythos_export.described import architecture_of, has_config
 from mythos_export.inspection.contents import Contents, data_bytes, read_contents
 from mythos_export.inspection.receipts import BuiltEngines, built_engines
 from mythos_export.planning.cache import cache_size
 from mythos_export.weights.tensors import BITS, OTHER, Place, StoredTensor
 from reference_model.architecture import Architecture
-from reference_model.open_mythos.config import ConfigError, MythosConfig
-from reference_model.open_mythos.description import architecture
 
-__all__ = ["Cache", "Graph", "Group", "Inspection", "Stage", "described", "inspect"]
-
-_CONFIG = "config.json"
+__all__ = ["Cache", "Graph", "Group", "Inspection", "Stage", "inspect"]
 
 
 class Group(BaseModel):
@@ -105,7 +102,7 @@ def inspect(bundle: Bundle) -> Inspection:
     Raises:
         BundleError: a graph, the config or the cache of the manifest is damaged.
     """
-    manifest, model = bundle.manifest, described(bundle)
+    manifest, model = bundle.manifest, architecture_of(bundle) if has_config(bundle) else None
     contents = read_contents(bundle, model)
     stages = _stages(contents.tensors, model)
     return Inspection(
@@ -136,20 +133,6 @@ def inspect(bundle: Bundle) -> Inspection:
         parity=manifest.parity,
         engines=built_engines(bundle),
     )
-
-
-def described(bundle: Bundle) -> Architecture | None:
-    """What the model is made of, if the bundle has a config.
-
-    Raises:
-        BundleError: it is damaged.
-    """
-    if _CONFIG not in bundle.manifest.files:
-        return None
-    try:
-        return architecture(MythosConfig.from_file(bundle.file(_CONFIG)))
-    except ConfigError as error:
-        raise BundleError(f"{error}; export the bundle again") from error
 
 
 def _parameters(model: Architecture | None) -> dict[Place, int] | None:

@@ -91,6 +91,10 @@ def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
     if record.ranges is not None:
         if recipe is None:
             raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
+        try:
+            recipe.check_depths(architecture(config))
+        except CalibrationError as error:
+            raise BundleError(f"{bundle.path}: {error}") from error
         limits = recipe.limits(record.ranges)
     needed = read_version(bundle.manifest.minimum_runtime) if bundle.manifest.minimum_runtime is not None else OLDEST
     return Choices(limits, frozenset(record.kept) & architecture(config).layers.keys(), needed)

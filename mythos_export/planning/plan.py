@@ -167,7 +167,7 @@ def _activations(model: Model, question: Question) -> int:
     routed = [
         (1 if model.dense else group.active) * (2 * group.dim + 3 * group.hidden) for group in architecture.experts
     ]
-    feed_forward = tokens * max(3 * work.hidden, *routed)
+    feed_forward = tokens * max([3 * work.hidden, *routed])
     logits = question.batch * architecture.vocab_size
     rows = tokens * model.cache.token(question.loops)  # before they are appended
     return _ARENA * (_FLOAT * (streams + max(attention, feed_forward) + logits) + rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mythos_export.bundle import Bundle
+from mythos_export.described import architecture_of, has_config
 from mythos_export.inspection.contents import data_bytes, read_contents
-from mythos_export.inspection.inspect import described
 from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import Stored, stored_from_config
 from mythos_export.planning.plan import Question
@@ -72,9 +72,10 @@ def read_bundle(path: Path, **others: object) -> Stored:
         if value is not None:
             raise PlanError(f"--{name} does nothing for a bundle, which says it itself; leave it out")
     bundle = Bundle.open(path, check_hashes=False)
-    manifest, model = bundle.manifest, described(bundle)
-    if model is None:
+    manifest = bundle.manifest
+    if not has_config(bundle):
         raise PlanError(f"{path}: has no config.json, so its work cannot be counted; plan with --config FILE")
+    model = architecture_of(bundle)
     if manifest.precision not in precisions_of(manifest.target):
         raise PlanError(f"{path}: precision {manifest.precision[:40]!r} is unknown to this release")
     record = manifest.quantization

@@ -18,7 +18,7 @@ from reference_model.architecture import Architecture
 
 __all__ = ["TIED_HEAD", "Restored", "restored_tensors"]
 
-TIED_HEAD = "head.weight"  # of a tied head that has a copy of the table to itself; no checkpoint has such a tensor
+TIED_HEAD = "tied head"  # one that has a copy of the table to itself; no checkpoint calls a tensor so
 
 Float = NDArray[np.float32]
 

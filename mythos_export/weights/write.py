@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,17 +11,22 @@ from onnx_ir import external_data
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
+from mythos_export.graph_parts import sizes
 from mythos_export.weights.layout import DTYPES
 from mythos_export.weights.names import read_name, weight_of
 from mythos_export.weights.store import Quantizer
-from mythos_export.weights.tensors import ALIGNED_ABOVE, ALIGNMENT
+from mythos_export.weights.tensors import ALIGNED_ABOVE, ALIGNMENT, StoredTensor
 from mythos_export.weights.views import cut_out
 from reference_model.architecture import Architecture
 from reference_model.checkpoint import CheckpointError, WeightSource
 
-__all__ = ["DATA_FILE", "bind", "expected", "parameters_of", "quantizer_of", "write"]
+__all__ = ["DATA_FILE", "LayoutError", "bind", "expected", "parameters_of", "quantizer_of", "write"]
 
 DATA_FILE = "model.onnx.data"
+
+
+class LayoutError(RuntimeError):
+    """The graphs of a bundle want other weights than its layout says."""
 
 
 def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
@@ -32,17 +37,34 @@ def parameters_of(models: Iterable[ir.Model]) -> dict[str, ir.Value]:
 
 
 def bind(
-    parameters: dict[str, ir.Value], source: WeightSource, architecture: Architecture, order: Iterable[str] = ()
+    parameters: dict[str, ir.Value],
+    source: WeightSource,
+    architecture: Architecture,
+    planned: Sequence[StoredTensor] | None = None,
 ) -> list[ir.TensorProtocol]:
     """A tensor for each parameter, read from the source only when it is written.
 
     Args:
-        order: names of parameters as the file is to hold them; one that is not among them comes last.
+        planned: what the file is to hold, in order; by default what the graphs want, in theirs.
+
+    Raises:
+        LayoutError: what is planned is not what the graphs want (a defect of ours).
     """
-    places = {name: place for place, name in enumerate(order)}
+    if planned is not None:
+        _check_planned(parameters, planned)
+        parameters = {tensor.name: parameters[tensor.name] for tensor in planned}
     quantizer = quantizer_of(source, architecture)
-    in_order = sorted(parameters.items(), key=lambda each: places.get(each[0], len(places)))
-    return [_lazy(value, source, architecture, quantizer) for _, value in in_order]
+    return [_lazy(value, source, architecture, quantizer) for value in parameters.values()]
+
+
+def _check_planned(parameters: dict[str, ir.Value], planned: Sequence[StoredTensor]) -> None:
+    wanted = {
+        name: (sizes(value), DTYPES.get(value.dtype or ir.DataType.UNDEFINED)) for name, value in parameters.items()
+    }
+    ours = {tensor.name: (list(tensor.shape), tensor.dtype) for tensor in planned}
+    for name in sorted(wanted.keys() | ours.keys()):
+        if wanted.get(name) != ours.get(name):
+            raise LayoutError(f"{name}: the graphs want {wanted.get(name)}, the layout says {ours.get(name)}")
 
 
 def quantizer_of(source: WeightSource, architecture: Architecture) -> Quantizer:
