@@ -20,7 +20,9 @@ from engines.onnxruntime import OnnxRuntimeEngine
 from engines.prompts import read_prompts
 from mythos_export.bundle import GraphFile
 from mythos_export.number_formats import NumberFormat
-from reference_model.config import MythosConfig
+from reference_model.architecture import Architecture
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["ObservedGraph", "calibrate", "check_samples", "feed", "model_id"]
 
@@ -71,15 +73,15 @@ def calibrate(
         CalibrationError: too little data, or activations that are not finite.
     """
     check_samples(samples, method)
-    model = make_model()
-    feeds = {point.name: list(point.feeds) for point in find_points(model)}
-    low, high = _extremes(_Observer(engine, model, depths), samples, progress)
+    model, described = make_model(), architecture(config)
+    feeds = {point.name: list(point.feeds) for point in find_points(model, described)}
+    low, high = _extremes(_Observer(engine, model, described, depths), samples, progress)
     tops = {name: np.maximum(np.abs(low[name]), np.abs(high[name])) for name in feeds}
     _check_reach(tops)
     limits = tops
     if method != "minmax":
         model = make_model()
-        counts = _histograms(_Observer(engine, model, depths), tops, samples, progress)
+        counts = _histograms(_Observer(engine, model, described, depths), tops, samples, progress)
         limits = {name: _limits(counts[name], top, method, number_format) for name, top in tops.items()}
     return Recipe(
         model=model_id(config),
@@ -122,8 +124,8 @@ class _Observer:
     fewer loops is what the coda must be ready for, and it need not look like what comes out of all.
     """
 
-    def __init__(self, engine: OnnxRuntimeEngine, model: ir.Model, depths: int) -> None:
-        self.engine, self.model, self.depths = engine, model, depths
+    def __init__(self, engine: OnnxRuntimeEngine, model: ir.Model, described: Architecture, depths: int) -> None:
+        self.engine, self.model, self.described, self.depths = engine, model, described, depths
 
     def run(
         self,
@@ -166,12 +168,13 @@ def _extremes(
     observer: _Observer, samples: Samples, progress: Callable[[int], None]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
     """Least and greatest value of each activation, by depth."""
-    outputs = add_extremes(observer.model)
+    outputs = add_extremes(observer.model, observer.described)
     low: dict[str, NDArray[np.float32]] = {}
     high: dict[str, NDArray[np.float32]] = {}
 
     def saw(found: dict[str, Array]) -> None:
-        _check_finite({name: np.isfinite(found[a]) & np.isfinite(found[b]) for name, (a, b) in outputs.items()})
+        finite = {name: np.isfinite(found[a]) & np.isfinite(found[b]) for name, (a, b) in outputs.items()}
+        _check_finite(finite, observer.described)
         for name, (least, greatest) in outputs.items():
             bottom, top = np.array(found[least], ndmin=1), np.array(found[greatest], ndmin=1)
             # the first run is as deep as any
@@ -182,20 +185,16 @@ def _extremes(
     return low, high
 
 
-def _check_finite(finite: Mapping[str, Array]) -> None:
+def _check_finite(finite: Mapping[str, Array], described: Architecture) -> None:
     """Name the first activation that is not finite, by depth and then in graph order; bool [] or [depths] of each."""
-    bad = [(_stage(name), int(np.argmin(values)), name) for name, values in finite.items() if not np.all(values)]
+    stages = {name: described.stages.index(described.stage_of[name.removesuffix(".input")]) for name in finite}
+    bad = [(stages[name], int(np.argmin(values)), name) for name, values in finite.items() if not np.all(values)]
     if bad:
         _, depth, name = min(bad, key=lambda place: place[:2])
         raise CalibrationError(
             f"activation {name} is not finite (NaN or infinite) at depth {depth + 1} "
             "on the calibration data; check the checkpoint"
         )
-
-
-def _stage(name: str) -> int:
-    """What is computed before what."""
-    return 0 if name.startswith("prelude.") else 1 if name.startswith("recurrent.") else 2
 
 
 def _check_reach(tops: Mapping[str, Array]) -> None:
@@ -211,7 +210,7 @@ def _histograms(
     observer: _Observer, tops: dict[str, NDArray[np.float32]], samples: Samples, progress: Callable[[int], None]
 ) -> dict[str, NDArray[np.int64]]:
     """Counts of |x| up to its top, [depths, BINS]."""
-    outputs = add_histograms(observer.model, {name: _usable(top) for name, top in tops.items()})
+    outputs = add_histograms(observer.model, observer.described, {name: _usable(top) for name, top in tops.items()})
     counts = {name: np.zeros((len(top), BINS), np.int64) for name, top in tops.items()}
 
     def saw(found: dict[str, Array]) -> None:

@@ -14,12 +14,13 @@ from calibration.recipe import Method, Ranges, Recipe
 from calibration.sensitivity import choose_kept
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, TextRecord
-from mythos_export.linears import kept_layers
+from mythos_export.layers import kept_layers
 from mythos_export.parity.source import load_graph
 from mythos_export.progress import Reporter
 from mythos_export.quantization import Choices, Quantization
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["Chosen", "QuantizeOptions", "choose", "samples_for"]
 
@@ -86,7 +87,7 @@ def choose(
             recipe = _calibrate(quantization, options, config, samples, bundle, report)
     ranges = None if not quantization.activations else options.ranges or DEFAULT_RANGES
     limits = recipe.limits(ranges) if recipe is not None and ranges is not None else {}
-    kept = {**dict.fromkeys(kept_layers(config, options.keep), "--keep"), **always}
+    kept = {**dict.fromkeys(kept_layers(architecture(config), options.keep), "--keep"), **always}
     choices = Choices(limits, frozenset(kept))
     if options.keep_budget is not None:
         assert samples is not None
@@ -112,6 +113,7 @@ def _check_recipe(recipe: Recipe, quantization: Quantization, config: MythosConf
         raise CalibrationError(
             f"--recipe holds limits that {recipe.method} chose for {recipe.precision}, not {precision}; calibrate again"
         )
+    recipe.check_depths(architecture(config))
 
 
 def _calibrate(

@@ -23,7 +23,7 @@ from calibration.errors import CalibrationError
 from engines.errors import one_line
 from mythos_export.bundle import TextRecord
 from mythos_export.records.files import file_sha256, first_error
-from reference_model.nano import task
+from reference_model.open_mythos.nano import task
 
 if TYPE_CHECKING:
     import tokenizers

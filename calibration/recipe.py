@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mythos_export.records.files import read_model
+from reference_model.architecture import LOOP, Architecture
 
 __all__ = ["LARGEST_LIMIT", "RECIPE", "ActivationRange", "Method", "Ranges", "Recipe"]
 
@@ -70,10 +71,25 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _calibrated_depths(self) -> Recipe:
         for name, activation in self.activations.items():
-            wanted = self.depths if name.startswith("recurrent.") else 1
-            if len(activation.limit) != wanted:
-                raise ValueError(f"{name[:200]} has {len(activation.limit)} depths, expected {wanted}")
+            if len(activation.limit) not in (1, self.depths):
+                raise ValueError(f"{name[:200]} has {len(activation.limit)} depths, expected 1 or {self.depths}")
         return self
+
+    def check_depths(self, architecture: Architecture) -> None:
+        """Make sure that an activation has its range at every depth where its layers loop, and only there.
+
+        Raises:
+            CalibrationError: it has not, or none of its layers is one of the model.
+        """
+        for name, activation in self.activations.items():
+            stages = {architecture.stage_of.get(layer) for layer in activation.feeds}
+            if None in stages:
+                raise CalibrationError(f"the recipe's {name[:200]} feeds a layer that the model does not have")
+            wanted = self.depths if stages == {LOOP} else 1
+            if len(activation.limit) != wanted:
+                raise CalibrationError(
+                    f"the recipe's {name[:200]} has {len(activation.limit)} depths, expected {wanted}; calibrate again"
+                )
 
     def limits(self, ranges: Ranges) -> dict[str, list[float]]:
         """Limit of each activation: one in all, or one per depth; `auto` decides by how far its depths differ."""

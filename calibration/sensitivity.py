@@ -6,7 +6,6 @@ the model in full precision, at several loop counts: an error inside the loop co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -16,17 +15,19 @@ from torch import Tensor
 from calibration.data import Samples
 from calibration.recipe import Recipe
 from calibration.simulate import simulate
-from mythos_export.linears import layer_names, layer_of
 from mythos_export.number_formats import FORMATS, block_scales, channel_scales, dequantize, quantize
 from mythos_export.progress import Reporter
-from mythos_export.quantization import EMBEDDING, Choices, Quantization
-from mythos_export.weights import expected
+from mythos_export.quantization import Choices, Quantization
+from mythos_export.weights.names import Weight
+from mythos_export.weights.views import rows_of, upstream_rows
+from mythos_export.weights.write import expected
 from reference_model.checkpoint import WeightSource, load_model
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["LayerCost", "Sensitivity", "choose_kept", "measure_sensitivity"]
 
+_HEAD = "head"  # the weight of a tied head, where it is not the table's
 _SEQUENCES, _TOKENS = 8, 32  # of the samples, the most that are looked at
 
 
@@ -90,7 +91,7 @@ def measure_sensitivity(
     feeds = {name: found.feeds for name, found in recipe.activations.items()} if recipe is not None else {}
     loops = sorted({1, max(1, config.max_loop_iters // 2), config.max_loop_iters})
     trial = _Trial(quantization, choices, feeds, config, source, _pieces(samples), loops)
-    names = [name for name in layer_names(config) if name not in choices.keep]
+    names = [name for name in architecture(config).layers if name not in choices.keep]
     with report.step("measure what each layer costs", len(names) + 2) as advance:
         original = trial.logits([])
         advance(1)
@@ -124,72 +125,55 @@ class _Trial:
         loops: list[int],
     ) -> None:
         self.quantization, self.limits, self.feeds, self.config = quantization, choices.limits, feeds, config
+        self.described = architecture(config)
         self.sequences, self.loops = sequences, loops
         self._source = _held(source, config)
 
     def size(self, layer: str) -> int:
         """Weights of a layer."""
-        return sum(math.prod(self._source.shape(name)) for name in self._parameters(layer))
+        return sum(parameter.size for parameter in self.described.parameters_of(layer))
 
     @torch.inference_mode()
     def logits(self, layers: Iterable[str]) -> Tensor:
         """Logits of the last token of each sequence at each loop count, [sequences * loops, vocab]."""
         wanted = frozenset(layers)
-        keep = frozenset(layer_names(self.config)) - wanted
+        keep = self.described.layers.keys() - wanted
         changed = self._rounded(wanted)
-        head = changed.pop("head", self._source.read("embed.weight"))
+        head = changed.pop(_HEAD, self._source.read(self.described.table.name))
         model = load_model(_Changed(self._source, changed), self.config)
-        simulate(model, self.quantization, Choices(self.limits, keep), self.feeds, head)
+        simulate(model, self.quantization, Choices(self.limits, frozenset(keep)), self.feeds, head)
         return torch.cat(
             [model(ids[None], loops, logits_to_keep=1).logits[0] for ids in self.sequences for loops in self.loops]
         )
 
     def _rounded(self, layers: frozenset[str]) -> dict[str, Tensor]:
-        """What the weights of these layers become, by the checkpoint's names; the head's as `head`."""
+        """What the weights of these layers become, by the checkpoint's names; a tied head's as _HEAD."""
         changed: dict[str, Tensor] = {}
-        for layer in layers:
-            for name in self._parameters(layer):
-                if layer == EMBEDDING:
-                    changed[name] = self._as_table(name)
-                elif layer == "head":
-                    changed["head"] = self._as_linear(f"{name}.T").T
-                elif layer.endswith((".key", ".value")):
-                    changed[name] = self._reassembled(name, layer, changed.get(name))
-                else:
-                    changed[name] = self._as_linear(f"{name}.T").T
+        for parameter in self.described.parameters:
+            for layer in parameter.layers:
+                if layer.name not in layers or layer.name not in self.described.layers:
+                    continue
+                weight = Weight(parameter, layer)
+                name = _HEAD if weight.head_copy else parameter.name
+                changed[name] = self._with_part(weight, changed.get(name))
         return changed
 
-    def _parameters(self, layer: str) -> list[str]:
-        """The checkpoint's tensors that a layer is made of."""
-        whole = "head" if layer == EMBEDDING else layer.removesuffix(".key").removesuffix(".value")
-        shapes = parameter_shapes(self.config)
-        return [name for name, shape in shapes.items() if len(shape) > 1 and layer_of(name) == whole]
-
-    def _as_linear(self, parameter: str) -> Tensor:
-        """A weight [..., contraction, channels] as it comes back from low precision."""
-        weight = expected(parameter, torch.float32, self._source, self.config).contiguous().numpy()
+    def _with_part(self, weight: Weight, before: Tensor | None) -> Tensor:
+        """The checkpoint's tensor, what one layer reads of it rounded, the rest as it was `before`."""
+        assert weight.layer is not None
+        part = expected(weight.name, torch.float32, self._source, self.described).contiguous().numpy()
         number_format, block = self.quantization.format, self.quantization.block
-        if block is not None:
-            scales = block_scales(weight, block, number_format)
+        if weight.layer.lookup:
+            number_format, block, scales = FORMATS["int8"], None, channel_scales(part, -1, FORMATS["int8"])
+        elif block is not None:
+            scales = block_scales(part, block, number_format)
         else:
-            scales = channel_scales(weight, -2, number_format)
-        return torch.from_numpy(dequantize(quantize(weight, scales, number_format, block), scales, block))
-
-    def _as_table(self, name: str) -> Tensor:
-        table = self._source.read(name).numpy()
-        scales = channel_scales(table, -1, FORMATS["int8"])
-        return torch.from_numpy(dequantize(quantize(table, scales, FORMATS["int8"]), scales))
-
-    def _reassembled(self, name: str, layer: str, before: Tensor | None) -> Tensor:
-        """kv_up with one of its halves rounded, and the other as it was `before`."""
-        config = self.config
-        whole = self._source.read(name) if before is None else before
-        key, value = whole.unflatten(0, (config.n_heads, -1)).split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
-        if layer.endswith(".key"):
-            key = self._as_linear(f"{name}.key")
-        else:
-            value = self._as_linear(f"{name}.value").mT
-        return torch.cat((key, value), dim=1).flatten(0, 1)
+            scales = channel_scales(part, -2, number_format)
+        rounded = upstream_rows(dequantize(quantize(part, scales, number_format, block), scales, block), weight.view)
+        result = torch.clone(self._source.read(weight.parameter.name) if before is None else before)
+        rows = rows_of(weight.view, weight.parameter.shape)
+        result[slice(None) if rows is None else torch.from_numpy(rows)] = torch.tensor(rounded)
+        return result
 
 
 class _Changed:
@@ -210,7 +194,7 @@ class _Changed:
 
 def _held(source: WeightSource, config: MythosConfig) -> _Changed:
     """The same source with its tensors in memory: they are read again for every layer."""
-    return _Changed(source, {name: source.read(name).to(torch.float32) for name in parameter_shapes(config)})
+    return _Changed(source, {name: source.read(name).to(torch.float32) for name in architecture(config).by_name})
 
 
 def _pieces(samples: Samples) -> list[Tensor]:

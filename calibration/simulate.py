@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mythos_export.linears import always_float, layer_of
 from mythos_export.number_formats import NumberFormat
 from mythos_export.quantization import Choices, Quantization
+from mythos_export.weights.names import weights_of
+from reference_model.architecture import Architecture
 from reference_model.attention import LatentAttention, Rows
 from reference_model.model import MythosModel
+from reference_model.open_mythos.description import architecture
 from reference_model.recurrent import LoopState
 
 __all__ = ["points_of_layers", "round_blocks", "round_to", "simulate"]
@@ -69,7 +71,9 @@ def simulate(
         feeds: by activation, the layers that read it; read only where ranges were calibrated.
         head: weight of the output head, [vocab, dim].
     """
-    rounding = _Rounding(quantization, choices, points_of_layers(feeds))
+    rounding = _Rounding(quantization, choices, points_of_layers(feeds), architecture(model.config))
+    described = architecture(model.config)
+    layers = {each.parameter.name: each.layer.name for each in weights_of(described).values() if each.layer is not None}
     step = model.recurrent.step
 
     def counted(state: LoopState, encoded: Tensor, loop_index: Tensor, *rest: Any) -> Any:
@@ -79,7 +83,7 @@ def simulate(
     model.recurrent.step = counted  # type: ignore[method-assign, assignment]
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.endswith(".kv_up"):
-            _round_input(module, rounding.of(layer_of(f"{name}.weight")))
+            _round_input(module, rounding.of(layers[f"{name}.weight"]))
         elif isinstance(module, LatentAttention):
             key, value = rounding.of(f"{name}.kv_up.key"), rounding.of(f"{name}.kv_up.value")
             module.attend = MethodType(_latent_attend(key, value), module)  # type: ignore[method-assign]
@@ -91,13 +95,15 @@ def simulate(
 class _Rounding:
     """Rounds activations; knows the depth that is being computed."""
 
-    def __init__(self, quantization: Quantization, choices: Choices, points: Mapping[str, str]) -> None:
-        self.quantization, self.choices, self.points = quantization, choices, points
+    def __init__(
+        self, quantization: Quantization, choices: Choices, points: Mapping[str, str], described: Architecture
+    ) -> None:
+        self.quantization, self.choices, self.points, self.described = quantization, choices, points, described
         self.depth = 0
 
     def of(self, layer: str) -> Callable[[Tensor], Tensor]:
         """What happens to the input of a layer."""
-        if layer in self.choices.keep or always_float(layer):
+        if layer in self.choices.keep or layer not in self.described.layers:
             return lambda x: x
         if self.quantization.dynamic_block is not None:
             return partial(round_blocks, block=self.quantization.dynamic_block)

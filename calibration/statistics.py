@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mythos_export.graph_parts import LOOP_NAME, Builder, recurrent_loop
 from mythos_export.linears import Linear, find_linears
+from reference_model.architecture import Architecture
 
 __all__ = ["BINS", "Point", "add_extremes", "add_histograms", "find_points"]
 
@@ -31,10 +32,10 @@ class Point:
     in_loop: bool
 
 
-def find_points(model: ir.Model) -> list[Point]:
+def find_points(model: ir.Model, architecture: Architecture) -> list[Point]:
     """All activations that feed a linear layer, in graph order."""
     by_name: dict[str, list[Linear]] = {}
-    for linear in find_linears(model):
+    for linear in find_linears(model, architecture):
         by_name.setdefault(linear.point, []).append(linear)
     return [
         Point(
@@ -47,13 +48,13 @@ def find_points(model: ir.Model) -> list[Point]:
     ]
 
 
-def add_extremes(model: ir.Model) -> dict[str, tuple[str, str]]:
+def add_extremes(model: ir.Model, architecture: Architecture) -> dict[str, tuple[str, str]]:
     """Add the least and the greatest value of each point; returns the names of both outputs.
 
     The greatest is infinite where a value is not a number.
     """
     outputs = {}
-    for point in find_points(model):
+    for point in find_points(model, architecture):
         build = Builder(f"calibrate.{point.name}")
         whole = _whole(build, point)
         seen = _no_nan(build, whole)
@@ -64,14 +65,16 @@ def add_extremes(model: ir.Model) -> dict[str, tuple[str, str]]:
     return outputs
 
 
-def add_histograms(model: ir.Model, tops: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
+def add_histograms(
+    model: ir.Model, architecture: Architecture, tops: Mapping[str, NDArray[np.float32]]
+) -> dict[str, str]:
     """Add a histogram of |x| of each point, int64 [BINS] or [trips, BINS]; returns the outputs' names.
 
     Args:
         tops: by point, the upper end of the last bin: [1], or [depths] in the loop (a later depth takes the last).
     """
     outputs = {}
-    for point in find_points(model):
+    for point in find_points(model, architecture):
         build = Builder(f"calibrate.{point.name}")
         counts = _histogram(build, _whole(build, point), _top(build, model.graph, point, tops[point.name]))
         _place(build, point)

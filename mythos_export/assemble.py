@@ -14,8 +14,9 @@ from mythos_export.bundle import TensorSpec
 from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME, Builder, parameter
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.trace import TracedStages
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["assemble"]
 
@@ -29,7 +30,7 @@ def assemble(stages: TracedStages, config: MythosConfig, *, opset: int) -> ir.Mo
     The stage graphs are taken apart; do not use them afterwards. Parameters are initialisers of the
     main graph without values.
     """
-    parts = cache_parts(config, "fp32")
+    parts = cache_parts(architecture(config), "fp32")
     inputs = {spec.name: _value(spec) for spec in input_specs(parts)}
     graph = ir.Graph(list(inputs.values()), [], nodes=[], opset_imports={"": opset, "mythos": 1}, name="mythos")
 
@@ -42,7 +43,7 @@ def assemble(stages: TracedStages, config: MythosConfig, *, opset: int) -> ir.Mo
     logits = _head(graph, final, inputs["input_ids"], inputs["logits_to_keep"], config)
 
     results = [logits, *prelude_rows, *recurrent_rows, *coda_rows, halting_depth]
-    for spec, value in zip(output_specs(config, parts, None), results):
+    for spec, value in zip(output_specs(config.vocab_size, parts, None), results):
         graph.outputs.append(_named_output(value, spec))
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="mythos-export")
 

@@ -51,12 +51,12 @@ app = typer.Typer(
 # Where each kind of mistake a user can make is defined; only modules already loaded can have raised it.
 _USER_ERRORS = (
     ("calibration.errors", "CalibrationError"),
-    ("reference_model.config", "ConfigError"),
+    ("reference_model.open_mythos.config", "ConfigError"),
     ("reference_model.weight_source", "CheckpointError"),
     ("mythos_export.building.build", "BuildError"),
     ("mythos_export.building.profiles", "ProfileError"),
     ("mythos_export.bundle", "BundleError"),
-    ("mythos_export.linears", "UnknownLayer"),
+    ("mythos_export.layers", "UnknownLayer"),
     ("mythos_export.loops", "LoopsError"),
     ("mythos_export.planning.request", "PlanError"),
     ("mythos_export.passes.rewriting", "NothingToQuantize"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.commands.output import text_table
 from mythos_export.records.measurements import Evaluation, Score
-from reference_model.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
+from reference_model.open_mythos.nano.task import MAX_HOPS, TRAINED_HOPS, VOCABULARY, Prompts, generate
 
 __all__ = ["Answers", "check_task", "evaluate", "failure", "render"]
 

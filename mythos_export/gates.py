@@ -17,13 +17,14 @@ import onnx_ir as ir
 
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, GraphFile
-from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME
-from mythos_export.linears import always_float, layer_of
+from mythos_export.described import architecture_of
+from mythos_export.graph_parts import LOOP_NAME
+from mythos_export.linears import served
 from mythos_export.parity.source import load_graph
 from mythos_export.quantization import Quantization
-from mythos_export.quantized_weights import stored_as
 from mythos_export.targets import quantization_of
-from reference_model.config import MythosConfig
+from mythos_export.weights.names import place_of, read_name
+from reference_model.architecture import LOOP, Architecture
 
 __all__ = ["EMULATED", "GateFailed", "check_quantized"]
 
@@ -54,21 +55,21 @@ def check_quantized(bundle: Bundle, kept: frozenset[str]) -> dict[str, int]:
         GateFailed: nothing is quantised, or not all that should be; a scale is no positive number; or the
             runtime computes in float what the graph says is quantised.
     """
-    config = MythosConfig.from_file(bundle.file("config.json"))
-    kernels = [_check_graph(bundle, file, kept, config) for file in bundle.manifest.graphs]
+    architecture = architecture_of(bundle)
+    kernels = [_check_graph(bundle, file, kept, architecture) for file in bundle.manifest.graphs]
     return kernels[0]
 
 
-def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str], config: MythosConfig) -> dict[str, int]:
+def _check_graph(bundle: Bundle, file: GraphFile, kept: frozenset[str], architecture: Architecture) -> dict[str, int]:
     model, manifest = load_graph(bundle, file.file), bundle.manifest
-    quantized = _check_layers(model, file.file, kept)
-    quantization = quantization_of(manifest.target, manifest.precision, config)
+    quantized = _check_layers(model, file.file, kept, architecture)
+    quantization = quantization_of(manifest.target, manifest.precision, architecture)
     if quantization.activations:
         _check_activations(model, file.file)
     _check_scales(model, file.file)
     if not _has_kernels(manifest.precision, quantization):
         return {EMULATED: quantized}
-    return _check_runtime(bundle, file, quantized, kept)
+    return _check_runtime(bundle, file, quantized, kept, architecture)
 
 
 def _has_kernels(precision: str, quantization: Quantization) -> bool:
@@ -76,17 +77,17 @@ def _has_kernels(precision: str, quantization: Quantization) -> bool:
     return quantization.packed or precision in _HAS_KERNELS
 
 
-def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:
+def _check_layers(model: ir.Model, file: str, kept: frozenset[str], architecture: Architecture) -> int:
     """Every linear layer reads a quantised weight, or is one that stays in float; returns the nodes that do."""
     quantized = in_body = 0
     for node in model.graph.all_nodes():
         weights = _weights(node)
         for weight in weights:
-            if stored_as(weight) is None and not _may_be_float(node, weight, kept):
+            if read_name(weight) is None and not _may_be_float(weight, kept, architecture):
                 raise GateFailed(f"{file}: {weight} was to be quantised, but {node.name} computes with it in float")
-        if any(stored_as(weight) is not None for weight in weights):
+        if any(read_name(weight) is not None for weight in weights):
             quantized += 1
-            in_body += weights[0].startswith("recurrent.")
+            in_body += place_of(weights[0], architecture).stage == LOOP
     if not quantized:
         raise GateFailed(f"{file}: not one node is quantised")
     if not in_body:
@@ -97,7 +98,7 @@ def _check_layers(model: ir.Model, file: str, kept: frozenset[str]) -> int:
 def _check_activations(model: ir.Model, file: str) -> None:
     """What is multiplied with a quantised weight is quantised too."""
     for node in model.graph.all_nodes():
-        if any(stored_as(weight) is not None for weight in _weights(node)):
+        if any(read_name(weight) is not None for weight in _weights(node)):
             producer = node.inputs[0].producer() if node.inputs[0] is not None else None
             if producer is None or producer.op_type != "DequantizeLinear":
                 raise GateFailed(f"{file}: the weight of {node.name} is quantised, but what it multiplies is not")
@@ -117,9 +118,9 @@ def _weights(node: ir.Node) -> list[str]:
     return [str(value.name)] if is_parameter and value is not None else []
 
 
-def _may_be_float(node: ir.Node, weight: str, kept: frozenset[str]) -> bool:
-    layer = "head" if node.name == HEAD_NAME else layer_of(weight)
-    return always_float(weight) or layer in kept
+def _may_be_float(weight: str, kept: frozenset[str], architecture: Architecture) -> bool:
+    use = served(weight, architecture)
+    return use is not None and (use[0].role == "control" or use[1] in kept)
 
 
 def _check_scales(model: ir.Model, file: str) -> None:
@@ -138,7 +139,9 @@ def _subgraphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     return (node.attributes["body"].as_graph() for node in graph if node.name == LOOP_NAME)
 
 
-def _check_runtime(bundle: Bundle, file: GraphFile, quantized: int, kept: frozenset[str]) -> dict[str, int]:
+def _check_runtime(
+    bundle: Bundle, file: GraphFile, quantized: int, kept: frozenset[str], architecture: Architecture
+) -> dict[str, int]:
     """Optimise the graph as a session does, and look at what has become of every layer."""
     with tempfile.TemporaryDirectory(prefix=".optimised-", dir=bundle.path) as folder:
         path = Path(folder) / "model.onnx"
@@ -146,7 +149,7 @@ def _check_runtime(bundle: Bundle, file: GraphFile, quantized: int, kept: frozen
         graph = ir.load(path).graph
         kernels = Counter(node.op_type for node in graph.all_nodes() if node.op_type in _INTEGER)
         for node in graph.all_nodes():
-            if what := _in_float(node, kept):
+            if what := _in_float(node, kept, architecture):
                 raise GateFailed(f"{file.file}: ONNX Runtime computes {node.name} in float ({node.op_type} {what})")
     if sum(kernels.values()) != quantized:
         raise GateFailed(
@@ -156,7 +159,7 @@ def _check_runtime(bundle: Bundle, file: GraphFile, quantized: int, kept: frozen
     return dict(kernels)
 
 
-def _in_float(node: ir.Node, kept: frozenset[str]) -> str | None:
+def _in_float(node: ir.Node, kept: frozenset[str], architecture: Architecture) -> str | None:
     """What makes a kernel compute in float with a weight that was to be quantised; None if it does not."""
     if node.op_type in _PACKED:
         level = node.attributes.get_int("accuracy_level", 0)
@@ -168,6 +171,6 @@ def _in_float(node: ir.Node, kept: frozenset[str]) -> str | None:
     if producer is not None:
         return "on a dequantised weight" if producer.op_type == "DequantizeLinear" else None
     name = str(value.name)
-    if not value.is_initializer() or _may_be_float(node, name, kept):
+    if not value.is_initializer() or _may_be_float(name, kept, architecture):
         return None
     return f"on {name}"

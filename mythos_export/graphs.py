@@ -10,7 +10,8 @@ from mythos_export.loops import LoopsOption
 from mythos_export.quantization import Choices
 from mythos_export.targets import TARGETS, settled
 from mythos_export.trace import trace_stages
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["build_graphs"]
 
@@ -36,7 +37,7 @@ def build_graphs(
         MissingRange: the choices lack an activation's range.
         PassError, PassDidNothing: a rewrite did not do what it promises (a defect of ours).
     """
-    entry, choices = TARGETS[target], settled(choices, target, config, precision)
+    entry, choices = TARGETS[target], settled(choices, target, architecture(config), precision)
     model = assemble(trace_stages(config, opset=opset), config, opset=opset)
     for rewrite in (*entry.lowerings(config, precision, choices), *entry.precision_passes(config, precision, choices)):
         rewrite(model)

@@ -12,8 +12,8 @@ from typing import Any
 
 from mythos_export.errors import RequestError
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
-from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale, read_json_object
 from reference_model.config_fields import without_foreign_fields
+from reference_model.open_mythos.config import SCALES, ConfigError, MythosConfig, config_for_scale, read_json_object
 
 __all__ = ["ModelChoice", "resolve_model"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import onnx_ir as ir
 
 from calibration.choose import Chosen, QuantizeOptions, choose
 from calibration.recipe import RECIPE
-from mythos_export import __version__, weights
+from mythos_export import __version__
 from mythos_export.bundle import (
     MANIFEST,
     Bundle,
@@ -33,22 +32,24 @@ from mythos_export.bundle import (
 from mythos_export.gates import check_quantized
 from mythos_export.graphs import build_graphs
 from mythos_export.html_report.write import add_report
-from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.lints import LintFailed, lint
 from mythos_export.loops import LoopsOption
 from mythos_export.minimum_runtime import minimum_runtime
-from mythos_export.planning.weights import stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.staging import staged
-from mythos_export.targets import TARGETS, quantization_of
+from mythos_export.targets import TARGETS, quantization_of, storage_of
 from mythos_export.text_files import NO_TEXT
-from reference_model.checkpoint import CheckpointError, WeightSource, check_fit
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from mythos_export.weights import write as weights
+from mythos_export.weights.layout import stored_tensors
+from reference_model.architecture import Architecture
+from reference_model.checkpoint import WeightSource, check_fit
+from reference_model.open_mythos.checks import checks
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
-__all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "spectral_radius", "versions"]
+__all__ = ["ExportRequest", "ParityFailed", "export", "graphs_of", "versions"]
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -78,6 +79,11 @@ class ExportRequest:
     force: bool = False
     command: tuple[str, ...] = ()
 
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is made of."""
+        return architecture(self.config)
+
 
 def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bundle:
     """Export a model.
@@ -95,7 +101,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
     """
     for note in check_fit(request.source, request.config):
         report.say(note)
-    radius = spectral_radius(request.source)
+    radius = checks(request.source)["spectral_radius"]
     with staged(request.output, force=request.force) as folder:
         chosen = _choose(request, folder, report)
         graphs = graphs_of(request, report, chosen.choices)
@@ -106,7 +112,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         _write_small_files(request, chosen, folder)
         manifest = _manifest(request, radius, minimum_runtime(graphs.values()), _hash_files(folder, report))
         if request.precision in QUANTIZED:
-            manifest = _checked(Bundle(folder, manifest), chosen, request.config, report)
+            manifest = _checked(Bundle(folder, manifest), chosen, request.architecture, report)
         _save(manifest, folder)
         if prove is not None:
             summary, failures = prove(Bundle(folder, manifest), request.source, request.config, report)
@@ -145,8 +151,8 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
     if request.precision not in QUANTIZED:
         return Chosen(Choices(), None, None, {})
     chosen = choose(
-        quantization_of(request.target, request.precision, request.config),
-        TARGETS[request.target].float_layers(request.config, request.precision),
+        quantization_of(request.target, request.precision, request.architecture),
+        TARGETS[request.target].float_layers(request.architecture, request.precision),
         request.quantize,
         request.config,
         request.source,
@@ -158,14 +164,14 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
     return replace(chosen, choices=replace(chosen.choices, runtime=request.runtime))
 
 
-def _checked(bundle: Bundle, chosen: Chosen, config: MythosConfig, report: Reporter) -> Manifest:
+def _checked(bundle: Bundle, chosen: Chosen, architecture: Architecture, report: Reporter) -> Manifest:
     """The manifest of a bundle that has passed the gates of quantisation."""
     with report.step("check that the layers run quantised"):
         kernels = check_quantized(bundle, chosen.choices.keep)
-    always = {f"{prefix}*": reason for prefix, reason in ALWAYS_FLOAT.items()}
+    always = {each.control.names: each.control.reason for each in architecture.parameters if each.control is not None}
     record = QuantizationRecord(
         ranges=chosen.ranges,
-        quantized=[layer for layer in layer_names(config) if layer not in chosen.kept],
+        quantized=[layer for layer in architecture.layers if layer not in chosen.kept],
         kept={"*norm": "norms", **always, **chosen.kept},
         kernels=kernels,
     )
@@ -177,26 +183,13 @@ def _why(failures: list[str]) -> str:
     return f"the graph does not compute what PyTorch computes: {failures[0]}{more}"
 
 
-def spectral_radius(source: WeightSource) -> float:
-    """Largest |A| of the injection (upstream: `LTIInjection.get_A`); the loop is stable below 1.
-
-    Raises:
-        CheckpointError: it is not below 1, or not a number.
-    """
-    log_a = source.read("recurrent.injection.log_A").float()
-    log_dt = source.read("recurrent.injection.log_dt").float()
-    radius = float((-(log_dt + log_a).clamp(-20, 20).exp()).exp().max())
-    if not radius < 1:
-        raise CheckpointError(f"spectral radius of the injection is {radius}; it must be below 1, or the loop diverges")
-    return radius
-
-
 def _write_weights(
     request: ExportRequest, choices: Choices, graphs: dict[str, ir.Model], folder: Path, report: Reporter
 ) -> None:
-    planned = stored_tensors(request.config, request.target, request.precision, choices)
+    storage = storage_of(request.target, request.precision, request.architecture, choices)
+    planned = stored_tensors(request.architecture, storage)
     parameters = weights.parameters_of(graphs.values())
-    tensors = weights.bind(parameters, request.source, request.config, [tensor.name for tensor in planned])
+    tensors = weights.bind(parameters, request.source, request.architecture, planned)
     total = sum(tensor.nbytes for tensor in tensors)
     _check_room(request.output, folder, total)
     with report.step("write weights", total) as advance:
@@ -239,7 +232,7 @@ def _hash_files(folder: Path, report: Reporter) -> dict[str, FileEntry]:
 
 def _manifest(request: ExportRequest, radius: float, runtime: str | None, files: dict[str, FileEntry]) -> Manifest:
     config = request.config
-    parts = cache_parts(config, request.precision)
+    parts = cache_parts(request.architecture, request.precision)
     return Manifest(
         format_version=1,
         name=request.name,
@@ -253,23 +246,18 @@ def _manifest(request: ExportRequest, radius: float, runtime: str | None, files:
         loops=str(request.loops),
         graphs=[GraphFile(file=file, loops=depth or "dynamic") for file, depth in request.loops.graph_files().items()],
         inputs=input_specs(parts),
-        outputs=output_specs(config, parts, request.loops.deepest),
+        outputs=output_specs(config.vocab_size, parts, request.loops.deepest),
         cache=parts,
         limits=Limits(
             vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, max_loop_iters=config.max_loop_iters
         ),
-        parameters=count_parameters(config),
+        parameters=request.architecture.size,
         spectral_radius=radius,
         session=dict(TARGETS[request.target].session.get(request.precision, {})),
         minimum_runtime=runtime,
         text=request.text,
         files=files,
     )
-
-
-def count_parameters(config: MythosConfig) -> int:
-    """Numbers that the model learned, however they are stored."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def _save(manifest: Manifest, folder: Path) -> None:

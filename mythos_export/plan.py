@@ -6,14 +6,15 @@ from collections import Counter
 
 from pydantic import BaseModel
 
-from mythos_export.linears import kept_layers, layer_names
-from mythos_export.pipeline import ExportRequest, count_parameters, graphs_of
+from mythos_export.layers import kept_layers
+from mythos_export.pipeline import ExportRequest, graphs_of
 from mythos_export.planning.cache import cache_size
-from mythos_export.planning.tensors import file_bytes, total_bytes
-from mythos_export.planning.weights import stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import Choices
 from mythos_export.signature import cache_parts
+from mythos_export.targets import storage_of
+from mythos_export.weights.layout import stored_tensors
+from mythos_export.weights.tensors import file_bytes, total_bytes
 
 __all__ = ["ExportPlan", "plan_export"]
 
@@ -37,14 +38,15 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
     """Build the graphs and count their nodes; no weight is read, and the bytes are counted as `plan` counts them."""
     choices = _any_choices(request)
     graphs = graphs_of(request, report, choices)
-    tensors = stored_tensors(request.config, request.target, request.precision, choices)
-    cache = cache_size(cache_parts(request.config, request.precision))
+    storage = storage_of(request.target, request.precision, request.architecture, choices)
+    tensors = stored_tensors(request.architecture, storage)
+    cache = cache_size(cache_parts(request.architecture, request.precision))
     return ExportPlan(
         name=request.name,
         target=request.target,
         precision=request.precision,
         loops=str(request.loops),
-        parameters=count_parameters(request.config),
+        parameters=request.architecture.size,
         weight_bytes=total_bytes(tensors),
         file_bytes=file_bytes(tensors),
         cache_bytes_per_token=cache.per_token,
@@ -57,8 +59,7 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
 
 def _any_choices(request: ExportRequest) -> Choices:
     """Ranges that are not calibrated: the sizes do not depend on them."""
-    options, config = request.quantize, request.config
-    depths = config.max_loop_iters if options.ranges == "per-depth" else 1
-    points = {layer: f"{layer}.input" for layer in layer_names(config)}
-    limits = {point: [1.0] * (depths if point.startswith("recurrent.") else 1) for point in points.values()}
-    return Choices(limits, frozenset(kept_layers(config, options.keep)), request.runtime)
+    options, architecture = request.quantize, request.architecture
+    depths = architecture.loop.trained if architecture.loop is not None and options.ranges == "per-depth" else 1
+    limits = {f"{layer}.input": [1.0] * (depths if architecture.in_loop(layer) else 1) for layer in architecture.layers}
+    return Choices(limits, frozenset(kept_layers(architecture, options.keep)), request.runtime)

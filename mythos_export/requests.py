@@ -13,7 +13,8 @@ from mythos_export.errors import RequestError
 from mythos_export.minimum_runtime import read_version
 from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS, quantization_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["RequestError", "check_target", "default_name", "oldest_runtime", "quantize_options"]
 
@@ -100,7 +101,7 @@ def quantize_options(
 def _check_used(target: str, precision: str, config: MythosConfig, used: list[str], *, automatic: bool) -> None:
     """An option that would be dropped without a word is a mistake."""
     ignored = {"--calibration-method", "--calibration-loops"}
-    if not quantization_of(target, precision, config).activations:
+    if not quantization_of(target, precision, architecture(config)).activations:
         where = f" of target {target}" if QUANTIZED[precision].activations else ""
         reason, ignored = f"{precision}{where} quantises weights only", ignored | {"--ranges", "--recipe"}
     elif "--recipe" in used:

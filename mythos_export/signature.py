@@ -1,34 +1,32 @@
-"""The graph contract: names, types and shapes of what goes in and out, from a config alone."""
+"""The graph contract: names, types and shapes of what goes in and out, from a description alone."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from mythos_export.bundle import CachePart, TensorSpec
-from reference_model.cache import STAGES, part_names, part_shapes
-from reference_model.config import MythosConfig
+from mythos_export.weights.tensors import float_type
+from reference_model.architecture import Architecture
 
-__all__ = ["cache_dtype", "cache_parts", "input_specs", "output_specs"]
-
-_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+__all__ = ["cache_parts", "input_specs", "output_specs"]
 
 
-def cache_dtype(precision: str) -> str:
-    """Type of the cached rows; quantised models keep them in float."""
-    return _HALF.get(precision, "float32")
+def cache_parts(architecture: Architecture, precision: str) -> list[CachePart]:
+    """The cached tensors; `depth` is the stage's layers, or "loops". Quantised models keep them in float.
 
-
-def cache_parts(config: MythosConfig, precision: str) -> list[CachePart]:
-    """The six cached tensors; `depth` is the stage's layers, or "loops"."""
-    depths: dict[str, int | Literal["loops"]] = {
-        "prelude": config.prelude_layers,
-        "recurrent": "loops",
-        "coda": config.coda_layers,
-    }
+    Raises:
+        ValueError: a loop has several layers, for which this format of the manifest has no word.
+    """
+    if any(part.per_loop and part.layers != 1 for part in architecture.cache):
+        raise ValueError(
+            f"{architecture.family}: a cache of several layers a loop does not fit the manifest's format 1"
+        )
     return [
-        CachePart(name=f"{stage}.{part}", depth=depths[stage], row=list(row), dtype=cache_dtype(precision))
-        for stage in STAGES
-        for part, row in zip(part_names(config), part_shapes(config))
+        CachePart(
+            name=part.name,
+            depth="loops" if part.per_loop else part.layers,
+            row=list(part.row),
+            dtype=float_type(precision),
+        )
+        for part in architecture.cache
     ]
 
 
@@ -44,10 +42,10 @@ def input_specs(parts: list[CachePart]) -> list[TensorSpec]:
     ]
 
 
-def output_specs(config: MythosConfig, parts: list[CachePart], loops: int | None) -> list[TensorSpec]:
+def output_specs(vocab_size: int, parts: list[CachePart], loops: int | None) -> list[TensorSpec]:
     """What the graph gives, in order; `loops` is the depth of an unrolled graph."""
     return [
-        TensorSpec(name="logits", dtype="float32", shape=["batch", "kept", config.vocab_size]),
+        TensorSpec(name="logits", dtype="float32", shape=["batch", "kept", vocab_size]),
         *(_cache_spec("new", part, "seq", loops=loops or "trip_count") for part in parts),
         TensorSpec(name="halting.depth", dtype="int64", shape=["batch", "seq"]),
     ]

@@ -20,8 +20,8 @@ from torch.export import Dim
 from mythos_export.stages import BlockStage, EmbedStage, StepStage, domain_ops
 from reference_model.block import DenseBlock
 from reference_model.cache import part_shapes
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["TracedStages", "trace_stages"]
 

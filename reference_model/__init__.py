@@ -4,6 +4,6 @@
 `reference_model.model`.
 """
 
-from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import SCALES, ConfigError, MythosConfig, config_for_scale
 
 __all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale"]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm, Rope, apply_rope
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["Attention", "GroupedQueryAttention", "LatentAttention", "Rows", "visible_keys"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reference_model.attention import GroupedQueryAttention, LatentAttention, Rows
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm, Rope, SwiGLU
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["DenseBlock", "MoEBlock"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reference_model.attention import Rows
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["STAGES", "Cache", "part_names", "part_shapes"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from reference_model.config import MythosConfig
 from reference_model.layers import rope_frequencies
 from reference_model.model import MythosModel
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 from reference_model.pickle_checkpoint import open_pickle, open_pickle_shards
 from reference_model.safetensors_checkpoint import open_safetensors, open_safetensors_shards
 from reference_model.seeded import SeededWeights

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from reference_model.attention import Rows, visible_keys
 from reference_model.block import DenseBlock
 from reference_model.cache import Cache
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm, Rope, rope_at, rope_frequencies
+from reference_model.open_mythos.config import MythosConfig
 from reference_model.recurrent import LoopState, RecurrentBlock, StepTrace
 
 __all__ = ["MythosModel", "Output", "generate_greedy"]

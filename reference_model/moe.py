@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reference_model.config import MythosConfig
 from reference_model.layers import SwiGLU
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["MixtureOfExperts", "Routing"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reference_model.config import ConfigError, MythosConfig
+from reference_model.open_mythos.config import ConfigError, MythosConfig
 from reference_model.restricted_pickle import RESAVE, PickledConfig, TensorRecord
 from reference_model.tensor_names import CONTAINERS
 from reference_model.torch_file import TorchFile

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from reference_model.attention import Rows
 from reference_model.block import MoEBlock
-from reference_model.config import MythosConfig
 from reference_model.layers import RMSNorm, Rope
 from reference_model.moe import Routing
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["DepthLoRA", "Halting", "Injection", "LoopState", "RecurrentBlock", "StepTrace", "loop_signal"]
 

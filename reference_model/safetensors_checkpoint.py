@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from reference_model.weight_source import (
     CheckpointError,
     StoredTensor,

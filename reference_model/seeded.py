@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 from reference_model.weight_source import CheckpointError
 
 __all__ = ["SeededWeights"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from reference_model.config import ConfigError, MythosConfig
+from reference_model.open_mythos.config import ConfigError, MythosConfig
 from reference_model.tensor_names import NameClash, without_wrappers
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 if TYPE_CHECKING:
     from mythos_export.bundle import Bundle

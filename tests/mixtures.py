@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mythos_export.graph_parts import Builder
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["graph_of_mixture"]
 

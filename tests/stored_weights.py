@@ -13,13 +13,14 @@ import torch
 from eventful import eventful_
 
 from calibration.simulate import simulate
-from mythos_export import weights
 from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
-from mythos_export.quantization import TABLE, Choices, Quantization
-from mythos_export.quantized_weights import HEAD, restored_tensors
+from mythos_export.quantization import Choices, Quantization
+from mythos_export.weights import write as weights
+from mythos_export.weights.restore import TIED_HEAD, restored_tensors
 from reference_model.checkpoint import SeededWeights, load_model
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["RUNS_INT4", "GivenWeights", "bound", "eventful_weights", "reference_of", "session", "state_of"]
 
@@ -50,7 +51,7 @@ def eventful_weights(config: MythosConfig, seed: int = 0) -> GivenWeights:
 def bound(models: Iterable[ir.Model], source: SeededWeights, config: MythosConfig) -> dict[str, np.ndarray]:
     """Give every parameter of graphs its value, in memory; returns them."""
     parameters = weights.parameters_of(models)
-    tensors = weights.bind(parameters, source, config)
+    tensors = weights.bind(parameters, source, architecture(config))
     arrays = {str(tensor.name): tensor.numpy() for tensor in tensors}
     for model in models:
         for name, value in model.graph.initializers.items():
@@ -60,14 +61,14 @@ def bound(models: Iterable[ir.Model], source: SeededWeights, config: MythosConfi
 
 
 def state_of(arrays: Arrays, config: MythosConfig) -> dict[str, torch.Tensor]:
-    """The float weights that stored parameters stand for, by upstream's names; `HEAD` where it has its own."""
+    """The float weights that stored parameters stand for, by upstream's names; `TIED_HEAD` where it has its own."""
     state: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if name.endswith(".scale"):
             continue
-        for part in restored_tensors(name, array, arrays.get(f"{name}.scale"), config):
-            if name == "embed.weight" and TABLE in arrays:  # kept in float for the head
-                state[HEAD] = part.read()
+        for part in restored_tensors(name, array, arrays.get(f"{name}.scale"), architecture(config)):
+            if name == "embed.weight" and "embed.weight.rows" in arrays:  # kept in float for the head
+                state[TIED_HEAD] = part.read()
             elif part.rows is None:
                 state[part.name] = part.read()
             else:
@@ -80,7 +81,7 @@ def reference_of(arrays: Arrays, config: MythosConfig, quantization: Quantizatio
     """The reference model that computes as a graph with these parameters does."""
     state = state_of(arrays, config)
     model = load_model(GivenWeights(config, state), config)
-    return simulate(model, quantization, choices, {}, state.get(HEAD, state["embed.weight"]))
+    return simulate(model, quantization, choices, {}, state.get(TIED_HEAD, state["embed.weight"]))
 
 
 def session(model: ir.Model | Path) -> Any:

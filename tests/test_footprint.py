@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reference_model.config import SCALES
+from reference_model.open_mythos.config import SCALES
 from tools.measure_build import measure_build
 from tools.measure_export import measure
 

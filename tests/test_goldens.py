@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mythos_export.bundle import Bundle
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed")
 

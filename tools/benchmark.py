@@ -55,7 +55,7 @@ from engines.errors import EngineError
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.errors import RequestError
 from reference_model.checkpoint import CheckpointError
-from reference_model.config import ConfigError, MythosConfig
+from reference_model.open_mythos.config import ConfigError, MythosConfig
 from tools.benchmarking import machine
 from tools.benchmarking.contestants import Spec
 from tools.benchmarking.files import as_json, write_whole

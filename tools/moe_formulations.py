@@ -55,7 +55,7 @@ from tools.benchmarking.memory import available_bytes
 from tools.benchmarking.options import at_least, new_file, numbers
 from tools.benchmarking.pairing import order_of_round
 from tools.benchmarking.worker import BenchmarkError
-from tools.moe_graphs import LowerMoEBranched, LowerMoEGathered, LowerMoEKernel, Sizes, looped_mixture
+from tools.moe_graphs import LowerMoEBranched, LowerMoEGathered, LowerMoEKernel, Sizes, described, looped_mixture
 from tools.moe_weights import expert_bytes, with_random_weights
 
 __all__ = ["FORMULATIONS", "Formulation", "Mixture", "draw_inputs", "main", "measure", "table"]
@@ -97,7 +97,7 @@ _CHOICES = Choices(limits=_AnyRange(), keep=frozenset({"embed"}))
 
 
 def _dense(sizes: Sizes) -> Passes:
-    return [passes.LowerMoEDense(experts=sizes.experts, dim=sizes.dim, expert_dim=sizes.expert_dim)]
+    return [passes.LowerMoEDense(described(sizes))]
 
 
 def _gathered(sizes: Sizes) -> Passes:
@@ -105,19 +105,23 @@ def _gathered(sizes: Sizes) -> Passes:
 
 
 def _branched(sizes: Sizes) -> Passes:
-    return [LowerMoEBranched(**sizes._asdict())]
+    return [LowerMoEBranched(described(sizes))]
 
 
 def _grouped(sizes: Sizes) -> Passes:
-    return [passes.LowerMoEGrouped(**sizes._asdict())]
+    return [passes.LowerMoEGrouped(described(sizes))]
 
 
 def _grouped_qdq(sizes: Sizes) -> Passes:
-    return [*_grouped(sizes), passes.Quantize(QUANTIZED["int8"], _CHOICES)]
+    return [*_grouped(sizes), passes.Quantize(QUANTIZED["int8"], _CHOICES, described(sizes))]
 
 
 def _grouped_blocks(precision: str) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [*_grouped(sizes), passes.QuantizeNBits(blockwise(sizes, precision), _CHOICES)]
+    def lowerings(sizes: Sizes) -> Passes:
+        model = described(sizes)
+        return [*_grouped(sizes), passes.QuantizeNBits(blockwise(model, precision), _CHOICES, model)]
+
+    return lowerings
 
 
 def _kernel(sizes: Sizes) -> Passes:
@@ -125,7 +129,7 @@ def _kernel(sizes: Sizes) -> Passes:
 
 
 def _fused(precision: str) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [passes.LowerMoEFused(blockwise(sizes, precision), **sizes._asdict())]
+    return lambda sizes: [passes.LowerMoEFused(blockwise(described(sizes), precision), described(sizes))]
 
 
 FORMULATIONS = [

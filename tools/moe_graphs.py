@@ -11,9 +11,12 @@ from mythos_export.graph_parts import LOOP_NAME, RUNTIME_DOMAIN, Builder, given,
 from mythos_export.passes import LowerMoEGrouped
 from mythos_export.passes.lower_moe import swiglu
 from mythos_export.passes.rewriting import Lowering
-from mythos_export.quantization import ROUTED_EXPERTS
+from reference_model.architecture import Architecture
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
-__all__ = ["LowerMoEBranched", "LowerMoEGathered", "LowerMoEKernel", "Sizes", "looped_mixture"]
+__all__ = ["LowerMoEBranched", "LowerMoEGathered", "LowerMoEKernel", "Sizes", "described", "looped_mixture"]
 
 _NOT_CHOSEN = -1e4  # a logit whose exponential is 0
 
@@ -25,6 +28,26 @@ class Sizes(NamedTuple):
     top_k: int
     dim: int
     expert_dim: int
+
+
+def described(sizes: Sizes) -> Architecture:
+    """A model with such a mixture, and no other layers of that size.
+
+    Raises:
+        ConfigError: no model has these sizes.
+    """
+    return architecture(
+        MythosConfig(
+            dim=sizes.dim,
+            n_heads=1,
+            n_kv_heads=1,
+            prelude_layers=0,
+            coda_layers=0,
+            n_experts=sizes.experts,
+            n_experts_per_tok=sizes.top_k,
+            expert_dim=sizes.expert_dim,
+        )
+    )
 
 
 def looped_mixture(sizes: Sizes) -> ir.Model:
@@ -103,7 +126,7 @@ class LowerMoEBranched(LowerMoEGrouped):
         """[m, d] -> [m, d]."""
         some = build.op("Greater", [build.op("Size", [rows]), build.op("Squeeze", [build.ints(0)])])
         busy, idle = Builder(f"{build.prefix}.busy{index}"), Builder(f"{build.prefix}.idle{index}")
-        done = swiglu(busy, rows, main, index, self.dim, self.expert_dim)
+        done = swiglu(busy, rows, main, self.weights[index])
         none = idle.op("Constant", [], value=ir.tensor(np.empty((0, self.dim), np.float32)))
         branches = []
         for name, value, nodes in (("then_branch", done, busy.take()), ("else_branch", none, idle.take())):

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mythos_export.number_formats import FORMATS
-from mythos_export.quantization import ROUTED_EXPERTS
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 from tools.moe_graphs import Sizes
 
 __all__ = ["drawn", "expert_bytes", "with_random_weights"]

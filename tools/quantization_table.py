@@ -25,10 +25,10 @@ from mythos_export.bundle import Bundle
 from mythos_export.parity.probe import ProbedGraph
 from mythos_export.pipeline import ExportRequest, export
 from mythos_export.progress import Reporter
-from reference_model import nano
 from reference_model.checkpoint import open_checkpoint
-from reference_model.config import config_for_scale
-from reference_model.nano.task import TRAINED_HOPS, Prompts, generate
+from reference_model.open_mythos import nano
+from reference_model.open_mythos.config import config_for_scale
+from reference_model.open_mythos.nano.task import TRAINED_HOPS, Prompts, generate
 
 DEPTHS = 16  # twice the trained depth
 LOOPS = (1, 2, 3, 4, 5, 6, 7, 8, 12, DEPTHS)

@@ -4,7 +4,7 @@
     python -m tools.train_nano --measure
 
 Stop the first at any time and give it again: it goes on from the last checkpoint in `--work`, step for
-step as if it had never stopped. At the end the model is written to `reference_model/nano/`. The second
+step as if it had never stopped. At the end the model is written to `reference_model/open_mythos/nano/`. The second
 measures what is there on the test split and prints the tables of the model card.
 
 What makes hop chasing learnable in minutes is a loss at every depth: after loop t the hidden state of
@@ -45,11 +45,11 @@ from torch import Tensor, nn
 
 from reference_model.attention import visible_keys
 from reference_model.cache import Cache
-from reference_model.config import MythosConfig
 from reference_model.layers import rope_at
 from reference_model.model import MythosModel
 from reference_model.moe import MixtureOfExperts, Routing
-from reference_model.nano import CHECKPOINT, CONFIG, TOKENIZER, task
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.nano import CHECKPOINT, CONFIG, TOKENIZER, task
 from reference_model.recurrent import LoopState
 
 __all__ = ["CONFIG_NANO", "Recipe", "build_model", "build_tokenizer", "main", "measure", "tables", "train"]

@@ -24,7 +24,8 @@ from mythos_export.parity.reference import reference_model, rounded_rows, run_re
 from mythos_export.parity.source import loop_counts, source_of_bundle
 from mythos_export.parity.stored import compare_weights
 from mythos_export.parity.tolerances import TOLERANCES
-from mythos_export.signature import cache_dtype
+from mythos_export.weights.tensors import float_type
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["command", "write_goldens"]
 
@@ -46,10 +47,10 @@ def write_goldens(bundle: Bundle, folder: Path, loops: str | None) -> dict[int, 
         raise BundleError(f"{bundle.path}: quantised; `mythos-export verify` compares such a bundle, goldens cannot")
     config, source = source_of_bundle(bundle, None)
     counts = loop_counts(bundle, config, loops)
-    stored = compare_weights(bundle, source, config, lambda _: None)
+    stored = compare_weights(bundle, source, architecture(config), lambda _: None)
     share, tolerances = TOLERANCES[bundle.manifest.precision].logits, {}
     folder.mkdir(parents=True, exist_ok=True)
-    with rounded_rows(cache_dtype(bundle.manifest.precision)):
+    with rounded_rows(float_type(bundle.manifest.precision)):
         model = reference_model(source, config, stored)
         for case in cases_for(config, counts):
             if case.kind == "prefill":

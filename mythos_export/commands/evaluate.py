@@ -23,7 +23,7 @@ __all__ = ["run"]
 def run(path: Path, *, loops: str, per_hop: int, seed: int, reference: bool, json: bool) -> None:
     """Evaluate; exit code 1 if an fp32 bundle answers anything PyTorch does not, or a quantised one costs too much."""
     from mythos_export.evaluate import check_task, evaluate, failure, render
-    from reference_model.nano.task import MAX_HOPS
+    from reference_model.open_mythos.nano.task import MAX_HOPS
 
     counts = parse_loops(loops).depths
     if not counts:

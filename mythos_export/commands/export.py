@@ -15,7 +15,7 @@ from mythos_export.commands.options import ExportOptions
 from mythos_export.commands.output import print_json, size
 from mythos_export.loops import parse_loops
 from mythos_export.progress import Reporter
-from reference_model import nano
+from reference_model.open_mythos import nano
 
 if TYPE_CHECKING:
     from mythos_export.pipeline import ExportRequest, Prove

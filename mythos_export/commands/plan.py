@@ -26,7 +26,7 @@ def run(options: PlanOptions) -> None:
     )
     if options.compare:
         plans = [
-            plan(stored_from_config(stored.name, stored.config, stored.target, precision), question)
+            plan(stored_from_config(stored.name, stored.architecture, stored.target, precision), question)
             for precision in precisions_of(stored.target)
         ]
         if options.json:

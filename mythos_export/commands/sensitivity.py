@@ -17,7 +17,8 @@ from mythos_export.parity.source import load_graph, recipe_of, source_of_bundle
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices, Quantization
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["run"]
 
@@ -59,7 +60,7 @@ def _quantization(bundle: Bundle, precision: str, config: MythosConfig) -> Quant
     known = [name for name in TARGETS[target].precisions if name in QUANTIZED]
     if precision not in known:
         raise RequestError(f"--precision is {precision!r}; for target {target} it must be one of {', '.join(known)}")
-    return quantization_of(target, precision, config)
+    return quantization_of(target, precision, architecture(config))
 
 
 def _ranges(
@@ -67,7 +68,7 @@ def _ranges(
 ) -> tuple[Recipe | None, Choices]:
     precision = quantization.format.name
     if not quantization.activations:
-        return None, settled(Choices(), bundle.manifest.target, config, precision)
+        return None, settled(Choices(), bundle.manifest.target, architecture(config), precision)
     recipe = recipe_of(bundle)
     if recipe is not None and (recipe.precision == precision or recipe.method in ("minmax", "percentile")):
         ranges = bundle.manifest.quantization.ranges if bundle.manifest.quantization is not None else None

@@ -12,8 +12,8 @@ from mythos_export.bundle import Bundle
 from mythos_export.commands.output import print_json
 from mythos_export.inspection.contents import read_contents
 from mythos_export.planning.held import held_tensors
-from mythos_export.planning.tensors import total_bytes
 from mythos_export.progress import Reporter
+from mythos_export.weights.tensors import total_bytes
 
 __all__ = ["run"]
 

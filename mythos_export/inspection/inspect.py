@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -19,16 +18,14 @@ from mythos_export.bundle import (
     TensorSpec,
     TextRecord,
 )
-from mythos_export.inspection.contents import OTHER, Contents, data_bytes, read_contents, stage_of_tensor
+from mythos_export.described import architecture_of, has_config
+from mythos_export.inspection.contents import Contents, data_bytes, read_contents
 from mythos_export.inspection.receipts import BuiltEngines, built_engines
 from mythos_export.planning.cache import cache_size
-from mythos_export.planning.tensors import BITS, STAGES, StoredTensor, place_of
-from reference_model.config import ConfigError, MythosConfig
-from reference_model.parameters import parameter_shapes
+from mythos_export.weights.tensors import BITS, OTHER, Place, StoredTensor
+from reference_model.architecture import Architecture
 
-__all__ = ["Cache", "Graph", "Group", "Inspection", "Stage", "config_of", "inspect"]
-
-_CONFIG = "config.json"
+__all__ = ["Cache", "Graph", "Group", "Inspection", "Stage", "inspect"]
 
 
 class Group(BaseModel):
@@ -105,8 +102,9 @@ def inspect(bundle: Bundle) -> Inspection:
     Raises:
         BundleError: a graph, the config or the cache of the manifest is damaged.
     """
-    manifest, contents = bundle.manifest, read_contents(bundle)
-    stages = _stages(contents.tensors, _parameters(bundle))
+    manifest, model = bundle.manifest, architecture_of(bundle) if has_config(bundle) else None
+    contents = read_contents(bundle, model)
+    stages = _stages(contents.tensors, model)
     return Inspection(
         name=manifest.name,
         target=manifest.target,
@@ -137,37 +135,22 @@ def inspect(bundle: Bundle) -> Inspection:
     )
 
 
-def config_of(bundle: Bundle) -> MythosConfig | None:
-    """The model's config, if the bundle has one.
-
-    Raises:
-        BundleError: it is damaged.
-    """
-    if _CONFIG not in bundle.manifest.files:
+def _parameters(model: Architecture | None) -> dict[Place, int] | None:
+    """Numbers of the checkpoint, by place."""
+    if model is None:
         return None
-    try:
-        return MythosConfig.from_file(bundle.file(_CONFIG))
-    except ConfigError as error:
-        raise BundleError(f"{error}; export the bundle again") from error
-
-
-def _parameters(bundle: Bundle) -> dict[tuple[str, str], int] | None:
-    """Numbers of the checkpoint, by stage and group."""
-    config = config_of(bundle)
-    if config is None:
-        return None
-    counts = defaultdict[tuple[str, str], int](int)
-    for name, shape in parameter_shapes(config).items():
-        counts[place_of(name)] += math.prod(shape)
+    counts = defaultdict[Place, int](int)
+    for parameter in model.parameters:
+        counts[Place(parameter.stage, parameter.part)] += parameter.size
     return dict(counts)
 
 
-def _stages(tensors: Iterable[StoredTensor], parameters: Mapping[tuple[str, str], int] | None) -> list[Stage]:
+def _stages(tensors: Iterable[StoredTensor], model: Architecture | None) -> list[Stage]:
     by_stage: dict[str, dict[str, list[StoredTensor]]] = {}
     for tensor in tensors:
-        by_stage.setdefault(stage_of_tensor(tensor), {}).setdefault(tensor.place.group, []).append(tensor)
-    found = []
-    for stage in (*STAGES, OTHER):
+        by_stage.setdefault(tensor.place.stage, {}).setdefault(tensor.place.part, []).append(tensor)
+    found, parameters = [], _parameters(model)
+    for stage in (*(() if model is None else model.stages), OTHER.stage):
         groups = [_group(stage, name, members, parameters) for name, members in by_stage.get(stage, {}).items()]
         if groups:
             known = [group.parameters for group in groups if group.parameters is not None]
@@ -178,16 +161,14 @@ def _stages(tensors: Iterable[StoredTensor], parameters: Mapping[tuple[str, str]
     return found
 
 
-def _group(
-    stage: str, name: str, members: list[StoredTensor], parameters: Mapping[tuple[str, str], int] | None
-) -> Group:
+def _group(stage: str, name: str, members: list[StoredTensor], parameters: Mapping[Place, int] | None) -> Group:
     dtypes = Counter[str]()
     for tensor in members:
         dtypes[tensor.dtype] += tensor.nbytes
     return Group(
         group=name,
         tensors=len(members),
-        parameters=None if parameters is None else parameters.get((stage, name), 0),
+        parameters=None if parameters is None else parameters.get(Place(stage, name), 0),
         bytes=dtypes.total(),
         dtypes=dict(dtypes.most_common()),
     )

@@ -17,7 +17,7 @@ from mythos_export.graphs import build_graphs
 from mythos_export.loops import parse_loops
 from mythos_export.parity.source import choices_of, load_graph
 from mythos_export.pipeline import versions
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 __all__ = ["GraphCheck", "compare_graphs"]
 

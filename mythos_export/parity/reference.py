@@ -18,9 +18,9 @@ from mythos_export.parity.stored import StoredWeights
 from reference_model.attention import GroupedQueryAttention, LatentAttention
 from reference_model.cache import Cache
 from reference_model.checkpoint import WeightSource, load_model
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
 from reference_model.moe import Routing
+from reference_model.open_mythos.config import MythosConfig
 from reference_model.recurrent import LoopState, StepTrace
 
 __all__ = [

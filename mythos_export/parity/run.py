@@ -33,12 +33,13 @@ from mythos_export.parity.tolerances import tolerance_of
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED
 from mythos_export.records.parity import PARITY, CaseResult, GraphReport, Loss, ParityReport, Tolerance
-from mythos_export.signature import cache_dtype
 from mythos_export.targets import TARGETS, quantization_of
-from mythos_export.weights import DATA_FILE
+from mythos_export.weights.tensors import float_type
+from mythos_export.weights.write import DATA_FILE
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["check_parity", "prove"]
 
@@ -78,7 +79,7 @@ def check_parity(
     quantising costs is measured against the model in full precision.
     """
     with report.step("compare weights", bundle.file(DATA_FILE).stat().st_size) as advance:
-        weights = compare_weights(bundle, source, config, advance)
+        weights = compare_weights(bundle, source, architecture(config), advance)
     with report.step("build the graph again"):
         graph_check, graph_failures = compare_graphs(bundle, config)
     cases = cases_for(config, loops)
@@ -112,7 +113,7 @@ def _check_float(
     report: Reporter,
 ) -> list[GraphReport]:
     """PyTorch runs first, and is out of memory before the runtime takes its own."""
-    with rounded_rows(cache_dtype(bundle.manifest.precision)):
+    with rounded_rows(float_type(bundle.manifest.precision)):
         references = _run_pytorch(reference_model(source, config, weights), cases, config, "run PyTorch", report)
     weights.parts.clear()
     by_case = dict(zip(map(id, cases), references))
@@ -168,7 +169,7 @@ def _simulated(bundle: Bundle, source: WeightSource, config: MythosConfig, weigh
     recipe = recipe_of(bundle)
     feeds = {name: found.feeds for name, found in recipe.activations.items()} if recipe is not None else {}
     model = reference_model(source, config, weights)
-    quantization = quantization_of(bundle.manifest.target, bundle.manifest.precision, config)
+    quantization = quantization_of(bundle.manifest.target, bundle.manifest.precision, architecture(config))
     return simulate(model, quantization, choices_of(bundle, config), feeds, weights.head(source))
 
 
@@ -180,7 +181,10 @@ def _deepest(bundle: Bundle) -> int | None:
 def _tolerance(bundle: Bundle, config: MythosConfig) -> Tolerance:
     manifest = bundle.manifest
     quantized = manifest.precision in QUANTIZED
-    dynamic = quantized and quantization_of(manifest.target, manifest.precision, config).dynamic_block is not None
+    dynamic = (
+        quantized
+        and quantization_of(manifest.target, manifest.precision, architecture(config)).dynamic_block is not None
+    )
     products = TARGETS[manifest.target].bfloat16_products
     return tolerance_of(manifest.precision, rounds_activations=dynamic, rounds_products=products, dim=config.dim)
 

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from calibration.errors import CalibrationError
 from calibration.recipe import RECIPE, Recipe
 from engines.errors import one_line
 from mythos_export.bundle import Bundle, BundleError
-from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
 from mythos_export.minimum_runtime import OLDEST, read_version
 from mythos_export.parity.cases import default_loops
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.records.files import read_model
 from mythos_export.targets import TARGETS
-from reference_model import nano
 from reference_model.checkpoint import CheckpointError, SeededWeights, WeightSource, check_fit, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos import nano
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["checkpoint_of_bundle", "choices_of", "load_graph", "loop_counts", "recipe_of", "source_of_bundle"]
 
@@ -127,9 +128,13 @@ def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
     if record.ranges is not None:
         if recipe is None:
             raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
+        try:
+            recipe.check_depths(architecture(config))
+        except CalibrationError as error:
+            raise BundleError(f"{bundle.path}: {error}") from error
         limits = recipe.limits(record.ranges)
     needed = read_version(bundle.manifest.minimum_runtime) if bundle.manifest.minimum_runtime is not None else OLDEST
-    return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)), needed)
+    return Choices(limits, frozenset(record.kept) & architecture(config).layers.keys(), needed)
 
 
 def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[int]:

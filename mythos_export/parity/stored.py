@@ -15,12 +15,11 @@ from torch import Tensor
 
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.source import load_graph
-from mythos_export.quantization import TABLE
-from mythos_export.quantized_weights import HEAD, Quantizer, Restored, restored_tensors, stored_as
-from mythos_export.weights import expected
+from mythos_export.weights.names import SCALE, read_name, rows_name
+from mythos_export.weights.restore import TIED_HEAD, Restored, restored_tensors
+from mythos_export.weights.write import expected, quantizer_of
+from reference_model.architecture import Architecture
 from reference_model.checkpoint import WeightSource
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
 
 __all__ = ["StoredWeights", "compare_weights"]
 
@@ -30,6 +29,7 @@ class StoredWeights:
     """A bundle's parameters, and how they compare with the checkpoint's."""
 
     compared: int
+    table: str  # the embedding's, by the checkpoint's name
     differing: list[str] = field(default_factory=list)
     parts: dict[str, list[Restored]] = field(default_factory=dict)  # by the checkpoint's names, what is as it should be
 
@@ -48,12 +48,12 @@ class StoredWeights:
 
     def head(self, source: WeightSource) -> Tensor:
         """The output head's weight, [vocab, dim], which quantised need not be the embedding's."""
-        (own,) = self.parts.get(HEAD, [None])
-        return self.read("embed.weight", source) if own is None else _as_torch(own.read())
+        (own,) = self.parts.get(TIED_HEAD, [None])
+        return self.read(self.table, source) if own is None else _as_torch(own.read())
 
 
 def compare_weights(
-    bundle: Bundle, source: WeightSource, config: MythosConfig, progress: Callable[[int], None]
+    bundle: Bundle, source: WeightSource, architecture: Architecture, progress: Callable[[int], None]
 ) -> StoredWeights:
     """Hold every parameter of the bundle against what the checkpoint gives, bit for bit.
 
@@ -61,27 +61,30 @@ def compare_weights(
         BundleError: a parameter cannot be read, or is none of this model.
     """
     stored = _parameters(bundle)
-    result, seen = StoredWeights(compared=len(stored)), set()
-    quantizer = Quantizer(lambda name: expected(name, torch.float32, source, config).numpy(), config)
+    table = architecture.table.name
+    result, seen = StoredWeights(compared=len(stored), table=table), set()
+    quantizer = quantizer_of(source, architecture)
     for name, tensor in stored.items():
         progress(tensor.nbytes)
-        if (kept := stored_as(name)) is not None and kept.is_scale:
+        if (kept := read_name(name)) is not None and kept.is_scale:
             continue  # compared with its numbers
         array, scales = _array(bundle, tensor), None
-        if kept is None:
-            wanted = expected(name, _as_torch(array[:0]).dtype, source, config)
+        if kept is not None:
+            scales = _array(bundle, _scales_of(bundle, name, stored))
+        parts = _restored(bundle, name, array, scales, architecture)
+        if scales is None:
+            wanted = expected(name, _as_torch(array[:0]).dtype, source, architecture)
             differing = [] if torch.equal(_as_torch(array), wanted) else [name]
         else:
-            scales = _array(bundle, _scales_of(bundle, name, stored))
             differing = quantizer.differing(name, array, scales)
         result.differing += differing
-        for part in _restored(bundle, name, array, scales, config):
-            if name == "embed.weight" and TABLE in stored:  # kept in float for the head alone
-                part = replace(part, name=HEAD)
+        for part in parts:
+            if name == table and rows_name(table) in stored:  # kept in float for the head alone
+                part = replace(part, name=TIED_HEAD)
             seen.add(part.name)
             if not differing:
                 result.parts.setdefault(part.name, []).append(part)
-    result.differing += sorted(parameter_shapes(config).keys() - seen)  # left out, or put in the graph
+    result.differing += sorted(architecture.by_name.keys() - seen)  # left out, or put in the graph
     return result
 
 
@@ -105,9 +108,9 @@ def _vouched(stored: ir.ExternalTensor) -> ir.ExternalTensor:
 
 
 def _scales_of(bundle: Bundle, name: str, stored: dict[str, ir.ExternalTensor]) -> ir.ExternalTensor:
-    if f"{name}.scale" not in stored:
+    if f"{name}{SCALE}" not in stored:
         raise BundleError(f"{bundle.path}: {name} has no scales; export it again")
-    return stored[f"{name}.scale"]
+    return stored[f"{name}{SCALE}"]
 
 
 def _array(bundle: Bundle, stored: ir.ExternalTensor) -> NDArray[Any]:
@@ -118,10 +121,10 @@ def _array(bundle: Bundle, stored: ir.ExternalTensor) -> NDArray[Any]:
 
 
 def _restored(
-    bundle: Bundle, name: str, array: NDArray[Any], scales: NDArray[Any] | None, config: MythosConfig
+    bundle: Bundle, name: str, array: NDArray[Any], scales: NDArray[Any] | None, architecture: Architecture
 ) -> list[Restored]:
     try:
-        return restored_tensors(name, array, scales, config)
+        return restored_tensors(name, array, scales, architecture)
     except (KeyError, ValueError) as error:
         raise BundleError(f"{bundle.path}: {name} is no parameter of this model; export it again") from error
 

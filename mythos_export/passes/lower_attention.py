@@ -17,6 +17,8 @@ import onnx_ir as ir
 
 from mythos_export.graph_parts import Builder, given, parameter, sizes
 from mythos_export.passes.rewriting import Lowering, attribute
+from mythos_export.weights.names import Weight
+from reference_model.architecture import Architecture
 
 __all__ = ["LowerGroupedQueryAttention", "LowerLatentAttention"]
 
@@ -29,21 +31,24 @@ class LowerLatentAttention(Lowering):
 
     op_type = "LatentAttention"
 
-    def __init__(self, *, heads: int, nope_dim: int, rope_dim: int, v_dim: int, past_first: bool = False) -> None:
+    def __init__(
+        self, architecture: Architecture, *, heads: int, rope_dim: int, v_dim: int, past_first: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
+            architecture: says which layers the up-projection of keys and values serves.
             past_first: multiply the past with the queries, and turn the scores over, instead of the queries with the
                 past turned over. A CPU lays out its right operand anew for every product (ONNX Runtime's MLAS does):
                 so that is the queries, a few rows, and not the whole past.
         """
-        self.heads, self.nope_dim, self.rope_dim, self.v_dim = heads, nope_dim, rope_dim, v_dim
+        self.architecture, self.heads, self.rope_dim, self.v_dim = architecture, heads, rope_dim, v_dim
         self._past_scores = _scores_past_first if past_first else _scores_of
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = given(node)
         scale, rank = attribute(node, "scale"), sizes(kv_up)[1]
-        up_key, up_value = self._absorbed(main, kv_up, rank)
+        up_key, up_value = self._absorbed(main, kv_up)
         lengths = _lengths(build, visible)
         # [b, s, h, n] -> [b, h, s, n] -> latent space [b, h, s, k] -> one query row per head and token [b, h * s, k]
         q_latent = _scaled(build, build.op("MatMul", [_heads_first(build, q_nope), up_key]), scale, rank)
@@ -62,10 +67,11 @@ class LowerLatentAttention(Lowering):
         values = _heads_first(build, build.op("MatMul", [attended, up_value]))
         return build.op("Reshape", [values, build.ints(0, 0, self.heads * self.v_dim)])
 
-    def _absorbed(self, main: ir.Graph, kv_up: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
-        key = parameter(main, f"{kv_up.name}.key", [self.heads, self.nope_dim, rank])
-        value = parameter(main, f"{kv_up.name}.value", [self.heads, rank, self.v_dim])
-        return key, value
+    def _absorbed(self, main: ir.Graph, kv_up: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The two layers that the up-projection serves: [h, n, k] of the keys, [h, k, v] of the values."""
+        absorbed = self.architecture.by_name[str(kv_up.name)]
+        key, value = (Weight(absorbed, layer) for layer in absorbed.layers)
+        return parameter(main, key.name, key.shape), parameter(main, value.name, value.shape)
 
     def _fold_heads(self, build: Builder, x: ir.Value, lengths: _Lengths, width: int) -> ir.Value:
         """[b, h, s, k] -> [b, h * s, k]: one GEMM over the shared latent instead of one per head."""

@@ -9,11 +9,14 @@ pack. A pair that weighs nothing (its sequence has reached its depth) is sent to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from mythos_export.graph_parts import Builder, given, parameter
 from mythos_export.passes.rewriting import Lowering
-from mythos_export.quantization import ROUTED_EXPERTS
+from mythos_export.weights.names import Weight, experts_of
+from reference_model.architecture import Architecture
 
 __all__ = ["LowerMoEGrouped", "swiglu"]
 
@@ -23,8 +26,10 @@ class LowerMoEGrouped(Lowering):
 
     op_type = "SparseMoE"
 
-    def __init__(self, *, experts: int, top_k: int, dim: int, expert_dim: int) -> None:
-        self.experts, self.top_k, self.dim, self.expert_dim = experts, top_k, dim, expert_dim
+    def __init__(self, architecture: Architecture) -> None:
+        (group,) = architecture.experts
+        self.experts, self.top_k, self.dim = group.count, group.active, group.dim
+        self.weights = experts_of(group.name, architecture)
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
@@ -46,7 +51,7 @@ class LowerMoEGrouped(Lowering):
 
     def expert(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
         """What one expert makes of its rows, [m, d] -> [m, d]; m may be 0."""
-        return swiglu(build, rows, main, index, self.dim, self.expert_dim)
+        return swiglu(build, rows, main, self.weights[index])
 
     def _split(self, build: Builder, by_expert: ir.Value, pairs: ir.Value) -> list[ir.Value]:
         """Rows of each expert, and last of the pairs that are sent nowhere."""
@@ -63,13 +68,9 @@ class LowerMoEGrouped(Lowering):
         return build.op("ScatterElements", [order, order, positions], axis=0)
 
 
-def swiglu(build: Builder, rows: ir.Value, main: ir.Graph, index: int, dim: int, expert_dim: int) -> ir.Value:
+def swiglu(build: Builder, rows: ir.Value, main: ir.Graph, weights: Mapping[str, Weight]) -> ir.Value:
     """One routed expert: [n, dim] -> [n, dim]."""
-    wide, narrow = [dim, expert_dim], [expert_dim, dim]
-    gate, up, down = (
-        parameter(main, f"{ROUTED_EXPERTS}.{index}.{name}.weight.T", shape)
-        for name, shape in (("gate", wide), ("up", wide), ("down", narrow))
-    )
+    gate, up, down = (parameter(main, weights[name].name, weights[name].shape) for name in ("gate", "up", "down"))
     gated = build.op("MatMul", [rows, gate])
     gated = build.op("Mul", [gated, build.op("Sigmoid", [gated])])
     return build.op("MatMul", [build.op("Mul", [gated, build.op("MatMul", [rows, up])]), down])

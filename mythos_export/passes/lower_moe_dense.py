@@ -12,6 +12,8 @@ import onnx_ir as ir
 from mythos_export.graph_parts import Builder, given
 from mythos_export.passes.lower_moe import swiglu
 from mythos_export.passes.rewriting import Lowering
+from mythos_export.weights.names import experts_of
+from reference_model.architecture import Architecture
 
 __all__ = ["LowerMoEDense"]
 
@@ -21,8 +23,9 @@ class LowerMoEDense(Lowering):
 
     op_type = "SparseMoE"
 
-    def __init__(self, *, experts: int, dim: int, expert_dim: int) -> None:
-        self.experts, self.dim, self.expert_dim = experts, dim, expert_dim
+    def __init__(self, architecture: Architecture) -> None:
+        (group,) = architecture.experts
+        self.experts, self.weights = group.count, experts_of(group.name, architecture)
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
@@ -45,7 +48,7 @@ class LowerMoEDense(Lowering):
 
     def _weighed(self, build: Builder, tokens: ir.Value, share: ir.Value, main: ir.Graph, index: int) -> ir.Value:
         """[n, d]. Where the share is 0 the expert's answer may be anything, infinity in fp16 too: it is left out."""
-        out = swiglu(build, tokens, main, index, self.dim, self.expert_dim)
+        out = swiglu(build, tokens, main, self.weights[index])
         zero = build.scalar(0.0)
         wanted = build.op("Greater", [share, zero])
         return build.op("Mul", [build.op("Where", [wanted, out, zero]), share])

@@ -8,11 +8,16 @@ gate and up, one for down.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from mythos_export.graph_parts import RUNTIME_DOMAIN, Builder, given, parameter
 from mythos_export.passes.rewriting import Lowering
-from mythos_export.quantization import ROUTED_EXPERTS, Quantization, stored_name
+from mythos_export.quantization import Quantization
+from mythos_export.weights.layout import stack_shapes
+from mythos_export.weights.names import SCALE
+from reference_model.architecture import Architecture
 
 __all__ = ["LowerMoEFused"]
 
@@ -28,11 +33,12 @@ class LowerMoEFused(Lowering):
 
     op_type = "SparseMoE"
 
-    def __init__(self, quantization: Quantization, *, experts: int, top_k: int, dim: int, expert_dim: int) -> None:
-        if quantization.block is None or dim % quantization.block or expert_dim % quantization.block:
-            raise ValueError(f"blocks of {quantization.block} do not divide dim {dim} and expert_dim {expert_dim}")
+    def __init__(self, quantization: Quantization, architecture: Architecture) -> None:
+        (group,) = architecture.experts
+        if quantization.block is None or group.dim % quantization.block or group.hidden % quantization.block:
+            raise ValueError(f"blocks of {quantization.block} do not divide dim {group.dim} and width {group.hidden}")
         self.quantization, self.block = quantization, quantization.block
-        self.experts, self.top_k, self.dim, self.expert_dim = experts, top_k, dim, expert_dim
+        self.group, self.experts, self.top_k = group, group.count, group.active
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         model.graph.opset_imports[RUNTIME_DOMAIN] = 1
@@ -40,8 +46,7 @@ class LowerMoEFused(Lowering):
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
-        gate_up = self._stack(main, "gate_up", 2 * self.expert_dim, self.dim)
-        down = self._stack(main, "down", self.dim, self.expert_dim)
+        gate_up, down = (self._stack(main, *stack) for stack in stack_shapes(self.group, self.quantization))
         rows = build.op("Shape", [chosen], start=0, end=1)
         nowhere = build.op("ConstantOfShape", [build.op("Concat", [rows, build.ints(self.experts)], axis=0)])
         shares = build.op("ScatterElements", [nowhere, chosen, weights], axis=1)  # [n, experts]
@@ -60,10 +65,11 @@ class LowerMoEFused(Lowering):
             normalize_routing_weights=0,
         )
 
-    def _stack(self, main: ir.Graph, name: str, channels: int, contraction: int) -> list[ir.Value]:
+    def _stack(
+        self, main: ir.Graph, name: str, numbers_shape: Sequence[int], scales_shape: Sequence[int]
+    ) -> list[ir.Value]:
         """Numbers and scales of all experts; the scales come first in the graph, and so into the data file."""
-        stacked = stored_name(f"{ROUTED_EXPERTS}.{name}", self.quantization)
-        scales = parameter(main, f"{stacked}.scale", [self.experts, channels, contraction // self.block])
-        numbers = parameter(main, stacked, [self.experts, channels, self.quantization.bytes_of(contraction)])
+        scales = parameter(main, f"{name}{SCALE}", scales_shape)
+        numbers = parameter(main, name, numbers_shape)
         numbers.type = ir.TensorType(self.quantization.dtype)
         return [numbers, scales]

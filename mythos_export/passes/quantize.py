@@ -19,18 +19,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import convenience
 
-from mythos_export.graph_parts import HEAD_NAME, Builder, parameter, recurrent_loop, sizes
+from mythos_export.graph_parts import Builder, parameter, recurrent_loop, sizes
 from mythos_export.linears import Linear, find_linears
 from mythos_export.passes.embedding_table import int8_table, quantize_embedding
 from mythos_export.passes.rewriting import NothingToQuantize
-from mythos_export.quantization import (
-    EMBEDDING,
-    Choices,
-    MissingRange,
-    Quantization,
-    scale_shape,
-    stored_name,
-)
+from mythos_export.quantization import Choices, MissingRange, Quantization
+from mythos_export.weights.layout import scale_shape, stored_name
+from mythos_export.weights.names import SCALE
+from reference_model.architecture import Architecture
 
 __all__ = ["Quantize"]
 
@@ -50,27 +46,31 @@ class Quantize(ir.passes.InPlacePass):
     Requires lowered float graphs with the `Loop`; ensures that no MatMul reads a float weight it was to quantise.
     """
 
-    def __init__(self, quantization: Quantization, choices: Choices) -> None:
+    def __init__(self, quantization: Quantization, choices: Choices, architecture: Architecture) -> None:
         self.quantization, self.limits, self.keep = quantization, choices.limits, choices.keep
+        self.architecture, self._table = architecture, architecture.table.name
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantise, or raise MissingRange or NothingToQuantize."""
         self._main = model.graph
         self._loop_index = recurrent_loop(model.graph).attributes["body"].as_graph().inputs[0]
         self._scaled: dict[ir.Value, _Scaled] = {}
-        linears = [linear for linear in find_linears(model) if linear.layer not in self.keep]
+        linears = self._linears(model)
         if not linears:
             raise NothingToQuantize("--keep names every layer; there is nothing left to quantise, so keep fewer")
         for linear in linears:
             self._quantize(linear)
-        if EMBEDDING not in self.keep:
-            quantize_embedding(self._main)
+        if self.architecture.lookup.name not in self.keep:
+            quantize_embedding(self._main, self._table)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        left = [linear.layer for linear in find_linears(model) if linear.layer not in self.keep]
+        left = [linear.layer for linear in self._linears(model)]
         if left:
             raise ir.passes.PostconditionError(f"Quantize: {left[0]} still computes in float")
+
+    def _linears(self, model: ir.Model) -> list[Linear]:
+        return [linear for linear in find_linears(model, self.architecture) if linear.layer not in self.keep]
 
     def _quantize(self, linear: Linear) -> None:
         node = linear.node
@@ -145,13 +145,13 @@ class Quantize(ir.passes.InPlacePass):
     ) -> tuple[ir.Value, ir.Value | None]:
         """x times the weight, dequantised in the graph that uses it; and scales to multiply the result by."""
         name, shape, quantization = str(linear.weight.name), sizes(linear.weight), self.quantization
-        if linear.node.name == HEAD_NAME:  # its weight is the table [vocab, dim]
-            if quantization.tied_head and EMBEDDING not in self.keep:
+        if name == self._table:  # [vocab, dim], of a tied head
+            if quantization.tied_head and self.architecture.lookup.name not in self.keep:
                 return build.op("Gemm", [x, self._rows(build)], transB=1), None
             name, shape = f"{name}.T", shape[::-1]
         stored = parameter(self._main, stored_name(name, quantization), shape)
         stored.type = ir.TensorType(quantization.dtype)
-        scale = parameter(self._main, f"{stored.name}.scale", scale_shape(shape, quantization))
+        scale = parameter(self._main, f"{stored.name}{SCALE}", scale_shape(shape, quantization))
         last, channels = len(shape) - 1, None
         if quantization.block is not None:
             weight = build.op("DequantizeLinear", [stored, scale], axis=last - 1, block_size=quantization.block)
@@ -164,7 +164,7 @@ class Quantize(ir.passes.InPlacePass):
 
     def _rows(self, build: Builder) -> ir.Value:
         """The embedding's int8 table, dequantised whole: a row is an output channel of the head."""
-        table, scale = int8_table(self._main)
+        table, scale = int8_table(self._main, self._table)
         zero = _constant(self._main, f"{build.prefix}.w_zero_point", np.zeros(sizes(scale), np.int8))
         return build.op("DequantizeLinear", [table, scale, zero], axis=0)
 

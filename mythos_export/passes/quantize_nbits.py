@@ -10,11 +10,14 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.graph_parts import HEAD_NAME, RUNTIME_DOMAIN, Builder, parameter, sizes
+from mythos_export.graph_parts import RUNTIME_DOMAIN, Builder, parameter, sizes
 from mythos_export.linears import Linear, find_linears
 from mythos_export.passes.embedding_table import quantize_embedding
 from mythos_export.passes.rewriting import NothingToQuantize
-from mythos_export.quantization import EMBEDDING, Choices, Quantization, scale_shape, stored_name, stored_shape
+from mythos_export.quantization import Choices, Quantization
+from mythos_export.weights.layout import scale_shape, stored_name, stored_shape
+from mythos_export.weights.names import SCALE
+from reference_model.architecture import Architecture
 
 __all__ = ["QuantizeNBits"]
 
@@ -26,8 +29,8 @@ class QuantizeNBits(ir.passes.InPlacePass):
     that no MatMul reads a float weight it was to quantise.
     """
 
-    def __init__(self, quantization: Quantization, choices: Choices) -> None:
-        self.quantization, self.keep = quantization, choices.keep
+    def __init__(self, quantization: Quantization, choices: Choices, architecture: Architecture) -> None:
+        self.quantization, self.keep, self.architecture = quantization, choices.keep, architecture
 
     def requires(self, model: ir.Model) -> None:
         for linear in self._linears(model):
@@ -41,8 +44,8 @@ class QuantizeNBits(ir.passes.InPlacePass):
         model.graph.opset_imports[RUNTIME_DOMAIN] = 1
         for linear in linears:
             self._quantize(linear, model.graph)
-        if EMBEDDING not in self.keep:
-            quantize_embedding(model.graph)
+        if self.architecture.lookup.name not in self.keep:
+            quantize_embedding(model.graph, self.architecture.table.name)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -51,15 +54,15 @@ class QuantizeNBits(ir.passes.InPlacePass):
             raise ir.passes.PostconditionError(f"QuantizeNBits: {left[0]} still computes in float")
 
     def _linears(self, model: ir.Model) -> list[Linear]:
-        return [linear for linear in find_linears(model) if linear.layer not in self.keep]
+        return [linear for linear in find_linears(model, self.architecture) if linear.layer not in self.keep]
 
     def _quantize(self, linear: Linear, main: ir.Graph) -> None:
         node, weight, shape = linear.node, str(linear.weight.name), sizes(linear.weight)
-        if node.name == HEAD_NAME:  # its weight is the table [vocab, dim]
+        if weight == self.architecture.table.name:  # [vocab, dim], of a tied head
             weight, shape = f"{weight}.T", shape[::-1]
         numbers = parameter(main, stored_name(weight, self.quantization), stored_shape(shape, self.quantization))
         numbers.type = ir.TensorType(self.quantization.dtype)
-        scales = parameter(main, f"{numbers.name}.scale", scale_shape(shape, self.quantization))
+        scales = parameter(main, f"{numbers.name}{SCALE}", scale_shape(shape, self.quantization))
         build = Builder(f"{node.name}.quantized")
         out = build.runtime_op(
             "MatMulNBits",

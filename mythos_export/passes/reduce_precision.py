@@ -14,10 +14,11 @@ from onnx_ir import convenience
 
 from mythos_export.graph_parts import LOOP_NAME, Builder, is_parameter
 from mythos_export.passes.rewriting import PassDidNothing
+from mythos_export.weights.names import weights_of
+from reference_model.architecture import Architecture
 
 __all__ = ["ReducePrecision"]
 
-_KEPT = ("recurrent.act.", "recurrent.lora.", "recurrent.injection.", "recurrent.block.ffn.router")
 # Ops that move data without computing: they keep the type of what they move.
 _MOVES = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 
@@ -28,8 +29,9 @@ class ReducePrecision(ir.passes.InPlacePass):
     Requires big weights; ensures that every cache tensor of the signature is stored so.
     """
 
-    def __init__(self, storage: ir.DataType, *, compute: ir.DataType) -> None:
+    def __init__(self, storage: ir.DataType, *, compute: ir.DataType, architecture: Architecture) -> None:
         self.storage, self.compute = storage, compute
+        self._roles = {name: weight.parameter.role for name, weight in weights_of(architecture).items()}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         main = model.graph
@@ -52,8 +54,7 @@ class ReducePrecision(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"ReducePrecision: {value.name} is still {value.dtype}")
 
     def _is_big(self, value: ir.Value) -> bool:
-        matrix = value.shape is not None and len(value.shape) > 1
-        return is_parameter(value, self._main) and matrix and not str(value.name).startswith(_KEPT)
+        return is_parameter(value, self._main) and self._roles.get(str(value.name)) in ("table", "linear")
 
     def _mark(self, value: ir.Value) -> None:
         value.type = ir.TensorType(self.storage)
@@ -102,10 +103,9 @@ class ReducePrecision(ir.passes.InPlacePass):
             elif node.op_type not in ("Cast", "Shape"):  # a size is the same in any type
                 self._inputs_to(node, graph, ir.DataType.FLOAT)
 
-    @staticmethod
-    def _kept(node: ir.Node) -> bool:
+    def _kept(self, node: ir.Node) -> bool:
         weight = node.inputs[1]
-        return weight is not None and str(weight.name).startswith(_KEPT)
+        return weight is not None and self._roles.get(str(weight.name)) == "control"
 
     def _halve(self, node: ir.Node, graph: ir.Graph) -> None:
         """Compute a MatMul in half precision and hand its result on in fp32."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from engines.cache import slots_for
 from mythos_export.bundle import CachePart
-from mythos_export.planning.tensors import BITS
+from mythos_export.weights.tensors import BITS
 
 __all__ = ["CacheSize", "cache_size"]
 

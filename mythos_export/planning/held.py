@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mythos_export.planning.tensors import StoredTensor, total_bytes
+from mythos_export.weights.names import SCALE
+from mythos_export.weights.tensors import Place, StoredTensor, total_bytes
+from reference_model.architecture import EMBEDDING, HEAD, LOOP
 
 __all__ = ["Held", "held_tensors"]
 
 _FOLDED = frozenset({"bfloat16", "int4", "float8e4m3fn"})  # no kernel multiplies these
-_SCALE, _TABLE, _OF_HEAD = ".scale", "embed.weight", "embed.weight.T"
+_HEAD = Place(HEAD, "output")
 
 
 class Held(NamedTuple):
@@ -43,17 +45,20 @@ def held_tensors(tensors: Sequence[StoredTensor], target: str, kind: str | None,
     without = _without_kernels(kind)
     computed = [tensor for tensor in tensors if tensor.dtype in without and not _stays(tensor, depth)]
     names = {tensor.name for tensor in computed}
-    found: list[StoredTensor] = []
+    tied = all(tensor.place != _HEAD for tensor in tensors)
+    held: list[StoredTensor] = []
     folded: list[StoredTensor] = []
     for tensor in tensors:
         if tensor.name in names:
-            folded += [_in_fp32(tensor)] * _copies(tensor, depth)
-            found += [tensor] if tensor.name == _TABLE else []  # its rows are looked up before they are converted
-        elif tensor.name.removesuffix(_SCALE) not in names:
-            found.append(tensor)
+            if tensor.place.stage == EMBEDDING:  # its rows are looked up before they are converted
+                held.append(tensor)
+            if tensor.place.stage != EMBEDDING or tied:
+                folded += [_in_fp32(tensor)] * _copies(tensor, depth)
+        elif tensor.name.removesuffix(SCALE) not in names:
+            held.append(tensor)
     packed = total_bytes(tensor for tensor in folded if len(tensor.shape) == 2) if kind == "cpu" else 0
-    converted = any(tensor.dtype in without and tensor.name != _TABLE for tensor in found)
-    return Held(found + folded, packed, converted)
+    converted = any(tensor.dtype in without and tensor.place.stage != EMBEDDING for tensor in held)
+    return Held(held + folded, packed, converted)
 
 
 def _without_kernels(kind: str | None) -> frozenset[str]:
@@ -65,15 +70,15 @@ def _stays(tensor: StoredTensor, depth: int | None) -> bool:
 
     The others are converted by nodes of the graph, which stand outside the Loop.
     """
-    return depth != 1 and tensor.dtype == "float16" and tensor.place.stage == "loop"
+    return depth != 1 and tensor.dtype == "float16" and tensor.place.stage == LOOP
 
 
 def _copies(tensor: StoredTensor, depth: int | None) -> int:
     """An unrolled graph dequantises weights of the loop at every depth: each of these is folded for itself."""
-    dequantised = tensor.dtype != "bfloat16" and tensor.place.stage == "loop"
+    dequantised = tensor.dtype != "bfloat16" and tensor.place.stage == LOOP
     return depth if dequantised and depth is not None else 1
 
 
 def _in_fp32(tensor: StoredTensor) -> StoredTensor:
     """The same weight; of the embedding's table, the head's copy."""
-    return StoredTensor(_OF_HEAD if tensor.name == _TABLE else tensor.name, tensor.shape, "float32")
+    return tensor._replace(dtype="float32", place=_HEAD if tensor.place.stage == EMBEDDING else tensor.place)

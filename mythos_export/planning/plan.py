@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from mythos_export.planning.devices import Device, kernels, rate_of
 from mythos_export.planning.models import Stored, model_of
-from mythos_export.planning.tensors import STAGES
 from mythos_export.planning.work import Call, Model, Work, weight_reads, work_of
+from reference_model.architecture import Architecture, Loop
 
 __all__ = ["Bound", "Memory", "Plan", "Question", "fits", "largest", "memory_of", "plan"]
 
@@ -102,14 +102,14 @@ def plan(stored: Stored, question: Question) -> Plan:
         name=stored.name,
         target=stored.target,
         precision=stored.precision,
-        attention=stored.config.attn_type,
+        attention=_attention(stored.architecture),
         context=question.context,
         loops=question.loops,
         batch=question.batch,
         chunk=question.chunk,
         device=None if device is None else device.label,
         file_bytes=stored.file_bytes,
-        weights_by_stage={stage: by_stage[stage] for stage in STAGES},
+        weights_by_stage={stage: by_stage[stage] for stage in stored.architecture.stages},
         cache_bytes_per_token=model.cache.per_token,
         cache_bytes_per_token_and_loop=model.cache.per_token_and_loop,
         memory=memory,
@@ -119,7 +119,7 @@ def plan(stored: Stored, question: Question) -> Plan:
         every_expert=model.reads_all,
         kernels=runs,
         fits=fits(memory),
-        largest_context=_largest(model, question, "context", stored.config.max_seq_len),
+        largest_context=_largest(model, question, "context", stored.architecture.max_positions),
         largest_loops=_deepest(model, question, stored.depths, _MOST_LOOPS),
     )
 
@@ -156,19 +156,30 @@ def _activations(model: Model, question: Question) -> int:
 
     An estimate, for runtimes reuse memory as they like.
     """
-    config, seq = model.config, min(question.chunk, question.context)
+    architecture, seq = model.architecture, min(question.chunk, question.context)
+    work, loop = architecture.work, architecture.loop
     tokens = question.batch * seq
     # the whole buffer is the past of every call but the first, whose past is empty
     keys = seq if seq == question.context else question.context + seq
-    streams = 6 * tokens * config.dim  # encoded, hidden, output, cumulative_p, a block's input and its result
-    width = config.kv_lora_rank + config.rope_dim if config.attn_type == "mla" else config.head_dim
-    attention = tokens * config.n_heads * (_SCORES * keys + 2 * width)
-    experts = 1 if model.dense else config.n_experts_per_tok
-    routed = experts * (2 * config.dim + 3 * config.expert_dim)
-    feed_forward = tokens * max(3 * config.ffn_dim, 3 * config.shared_expert_dim, routed)
-    logits = question.batch * config.vocab_size
+    # what is encoded and the loop's states, a block's input and its result
+    streams = tokens * (2 * architecture.dim + (0 if loop is None else architecture.dim + _states(loop)))
+    attention = tokens * work.heads * (_SCORES * keys + 2 * work.width)
+    routed = [
+        (1 if model.dense else group.active) * (2 * group.dim + 3 * group.hidden) for group in architecture.experts
+    ]
+    feed_forward = tokens * max([3 * work.hidden, *routed])
+    logits = question.batch * architecture.vocab_size
     rows = tokens * model.cache.token(question.loops)  # before they are appended
     return _ARENA * (_FLOAT * (streams + max(attention, feed_forward) + logits) + rows)
+
+
+def _states(loop: Loop) -> int:
+    return sum(state.width for state in loop.states)
+
+
+def _attention(architecture: Architecture) -> str:
+    """By what it caches, as `--attn` calls it."""
+    return "mla" if any(part.name.endswith(".latent") for part in architecture.cache) else "gqa"
 
 
 def _prefill(model: Model, question: Question) -> Bound:

@@ -49,5 +49,5 @@ def _fitting(stored: Stored, target: str, question: Question) -> list[str]:
         each
         for each in TARGETS[target].precisions
         if kernels(device, target, each)
-        and fits(memory_of(stored_from_config(stored.name, stored.config, target, each), question))
+        and fits(memory_of(stored_from_config(stored.name, stored.architecture, target, each), question))
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mythos_export.bundle import Bundle
+from mythos_export.described import architecture_of, has_config
 from mythos_export.inspection.contents import data_bytes, read_contents
-from mythos_export.inspection.inspect import config_of
-from mythos_export.linears import layer_names
 from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import Stored, stored_from_config
 from mythos_export.planning.plan import Question
 from mythos_export.targets import TARGETS
-from reference_model.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.description import architecture
 
 __all__ = ["PlanError", "precisions_of", "read_bundle", "read_config", "read_question"]
 
@@ -44,7 +44,7 @@ def read_config(
     if precision not in precisions_of(target):
         known = ", ".join(precisions_of(target))
         raise PlanError(f"target {target} has no precision {precision!r}; it has: {known}")
-    return stored_from_config(scale or (config_file or Path()).stem, config, target, precision)
+    return stored_from_config(scale or (config_file or Path()).stem, architecture(config), target, precision)
 
 
 def precisions_of(target: str) -> tuple[str, ...]:
@@ -72,18 +72,19 @@ def read_bundle(path: Path, **others: object) -> Stored:
         if value is not None:
             raise PlanError(f"--{name} does nothing for a bundle, which says it itself; leave it out")
     bundle = Bundle.open(path, check_hashes=False)
-    manifest, config = bundle.manifest, config_of(bundle)
-    if config is None:
+    manifest = bundle.manifest
+    if not has_config(bundle):
         raise PlanError(f"{path}: has no config.json, so its work cannot be counted; plan with --config FILE")
+    model = architecture_of(bundle)
     if manifest.precision not in precisions_of(manifest.target):
         raise PlanError(f"{path}: precision {manifest.precision[:40]!r} is unknown to this release")
     record = manifest.quantization
-    kept = set() if record is None else set(layer_names(config)) - set(record.quantized)
-    tensors = read_contents(bundle).tensors
+    kept = set() if record is None else set(model.layers) - set(record.quantized)
+    tensors = read_contents(bundle, model).tensors
     graphs = [graph.loops for graph in manifest.graphs]
     return Stored(
         manifest.name,
-        config,
+        model,
         manifest.target,
         manifest.precision,
         tensors,
@@ -103,12 +104,12 @@ def read_question(
         PlanError: a size that the model cannot have.
         InputFileError: no such device.
     """
-    config, depths = stored.config, stored.depths
-    context = min(config.max_seq_len, _DEFAULT_CONTEXT) if context is None else context
+    model, depths = stored.architecture, stored.depths
+    context = min(model.max_positions, _DEFAULT_CONTEXT) if context is None else context
     if loops is None:
-        loops = depths[-1] if depths else config.max_loop_iters
+        loops = depths[-1] if depths else 1 if model.loop is None else model.loop.default
     for name, value, most in (
-        ("context", context, config.max_seq_len),
+        ("context", context, model.max_positions),
         ("loops", loops, _MOST),
         ("batch", batch, _MOST),
         ("chunk", chunk, _MOST),

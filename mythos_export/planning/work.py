@@ -9,27 +9,25 @@ Shape letters: b batch, s new tokens, p past tokens.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mythos_export.planning.cache import CacheSize
-from mythos_export.planning.tensors import Place, StoredTensor, place_of
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from mythos_export.weights.tensors import FLOATS, Place, StoredTensor
+from reference_model.architecture import EMBEDDING, HEAD, LOOP, Architecture
 
 __all__ = ["Call", "Model", "Work", "weight_reads", "work_of"]
 
-_NOT_LINEAR = ("embed.weight", "recurrent.lora.scale.weight")
+_HEAD = Place(HEAD, "output")
 
 
 @dataclass(frozen=True)
 class Model:
     """A model as a runtime holds it, and the arithmetic of its products."""
 
-    config: MythosConfig
+    architecture: Architecture
     tensors: Sequence[StoredTensor]  # as they are in memory
     stored: int  # bytes of the tensors in the data file
     packed: int  # bytes of those in memory that are there twice while they are packed
@@ -48,24 +46,42 @@ class Model:
     @cached_property
     def bytes_at(self) -> Mapping[Place, int]:
         """Bytes by place."""
-        found = defaultdict[Place, int](int)
+        counts = defaultdict[Place, int](int)
         for tensor in self.tensors:
-            found[tensor.place] += tensor.nbytes
-        return found
+            counts[tensor.place] += tensor.nbytes
+        return counts
 
     @cached_property
     def tables(self) -> list[StoredTensor]:
         """What the embedding looks up rows in, and what stands in the head for it."""
-        return [tensor for tensor in self.tensors if tensor.name.startswith("embed.")]
+        return [tensor for tensor in self.tensors if tensor.place.stage == EMBEDDING or tensor.place == _HEAD]
 
     @cached_property
     def products_at(self) -> Mapping[tuple[Place, str], int]:
         """Multiply-adds of one token with every linear layer once, by place and arithmetic; the head's apart."""
-        found = defaultdict[tuple[Place, str], int](int)
-        for name, shape in parameter_shapes(self.config).items():
-            if len(shape) > 1 and name not in _NOT_LINEAR:
-                found[place_of(name), self.arithmetic[name]] += math.prod(shape)
-        return found
+        counts = defaultdict[tuple[Place, str], int](int)
+        for parameter in self.architecture.parameters:
+            place = Place(parameter.stage, parameter.part)
+            if parameter.product is not None and parameter.role != "table" and place != _HEAD:
+                counts[place, self.arithmetic[parameter.name]] += parameter.size
+        return counts
+
+    @cached_property
+    def head(self) -> str:
+        """What the head multiplies in: its own weight's arithmetic, or the table's."""
+        own = (each.name for each in self.architecture.parameters if Place(each.stage, each.part) == _HEAD)
+        return self.arithmetic[next(own, self.architecture.table.name)]
+
+    @cached_property
+    def experts_at(self) -> frozenset[Place]:
+        """Where routed experts are."""
+        members = (each for each in self.architecture.parameters if each.expert is not None)
+        return frozenset(Place(each.stage, each.part) for each in members)
+
+    @cached_property
+    def chosen(self) -> float:
+        """Share of the routed experts that one token needs, 1 where there are none; their groups are alike."""
+        return min((group.active / group.count for group in self.architecture.experts), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -126,14 +142,15 @@ def work_of(model: Model, call: Call) -> Work:
 def weight_reads(model: Model, call: Call) -> tuple[float, bool]:
     """Bytes of weights that a call reads from memory, and whether the looped block stays in the last-level cache."""
     once, looped, experts = 0.0, 0, 0
-    for (stage, group), count in model.bytes_at.items():
-        if group == "routed experts":
+    experts_at = model.experts_at
+    for place, count in model.bytes_at.items():
+        if place in experts_at:
             experts += count
-        elif stage == "loop":
+        elif place.stage == LOOP:
             looped += count
-        elif stage != "embedding":
+        elif place.stage != EMBEDDING:
             once += count
-    once += sum(_table_reads(tensor, model, call) for tensor in model.tables if tensor.place.stage == "embedding")
+    once += sum(_table_reads(tensor, model, call) for tensor in model.tables if tensor.place.stage == EMBEDDING)
     cache, loops = model.last_level_cache, call.loops
     each = looped + experts * _share(model, call.tokens)
     distinct = looped + experts * _share(model, call.tokens * loops)
@@ -144,39 +161,38 @@ def weight_reads(model: Model, call: Call) -> tuple[float, bool]:
 
 def _table_reads(tensor: StoredTensor, model: Model, call: Call) -> float:
     """All of it where it is the head's weight too, else a row a token."""
-    names = {each.name for each in model.tables}
-    of_head = not any(name.startswith("embed.weight.T") for name in names)
-    if of_head and "embed.weight" in names:  # the head's float weight stands beside a small table for the lookup
-        of_head = tensor.name == "embed.weight"
+    of_head = all(each.place != _HEAD for each in model.tables)
+    if of_head and any(map(_is_float_table, model.tables)):  # of the head, beside a small table for the lookup
+        of_head = _is_float_table(tensor)
     rows = tensor.shape[0]
     return tensor.nbytes * (1.0 if of_head else min(1.0, call.tokens / rows))
 
 
+def _is_float_table(tensor: StoredTensor) -> bool:
+    return tensor.dtype in FLOATS and len(tensor.shape) > 1
+
+
 def _share(model: Model, tokens: int) -> float:
     """Share of the routed experts that so many tokens need, where each chooses evenly and for itself."""
-    config = model.config
-    if model.reads_all:
-        return 1.0
-    return 1.0 - (1.0 - config.n_experts_per_tok / config.n_experts) ** tokens
+    return 1.0 if model.reads_all else 1.0 - (1.0 - model.chosen) ** tokens
 
 
 def _products(model: Model, call: Call) -> dict[str, float]:
-    config, products = model.config, defaultdict[str, float](float)
-    computed = config.n_experts if model.dense else config.n_experts_per_tok
-    for ((stage, group), arithmetic), count in model.products_at.items():
-        times = call.tokens * (call.loops if stage == "loop" else 1)
-        share = computed / config.n_experts if group == "routed experts" else 1.0  # all experts are of one size
+    architecture, products = model.architecture, defaultdict[str, float](float)
+    experts_at = model.experts_at
+    for (place, arithmetic), count in model.products_at.items():
+        times = call.tokens * (call.loops if place.stage == LOOP else 1)
+        share = model.chosen if place in experts_at and not model.dense else 1.0  # all experts are of one size
         products[arithmetic] += count * times * share
-    head = config.vocab_size * config.dim * call.batch
-    products[model.arithmetic["embed.weight"]] += head
-    products[model.attention] += _attention_products(config, call)
+    products[model.head] += architecture.vocab_size * architecture.dim * call.batch
+    products[model.attention] += _attention_products(architecture, call)
     return dict(products)
 
 
-def _attention_products(config: MythosConfig, call: Call) -> int:
+def _attention_products(architecture: Architecture, call: Call) -> int:
     """Scores and mixing of what each token may see: the past, and of the new tokens those up to itself."""
     pairs = call.batch * (call.seq * call.past + call.seq * (call.seq + 1) // 2)
-    layers = config.prelude_layers + config.coda_layers + call.loops
-    latent = 2 * config.kv_lora_rank + config.qk_rope_head_dim  # in latent space the latent is key and value
-    width = latent if config.attn_type == "mla" else 2 * config.head_dim
-    return pairs * layers * config.n_heads * width
+    layers = sum(stage.layers for stage in (*architecture.before, *architecture.after))
+    if architecture.loop is not None:
+        layers += call.loops * architecture.loop.stage.layers
+    return pairs * layers * architecture.work.pair

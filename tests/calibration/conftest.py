@@ -16,7 +16,7 @@ from engines.onnxruntime import OnnxRuntimeEngine
 from engines.prompts import read_prompts
 from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.parity.source import load_graph
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Arrays = dict[str, NDArray[Any]]
 Observe = Callable[[ir.Model, Sequence[str]], list[Arrays]]

@@ -18,12 +18,11 @@ from calibration.recipe import Method, Recipe
 from calibration.statistics import find_points
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle
-from mythos_export.linears import layer_names
 from mythos_export.number_formats import FORMATS
 from mythos_export.parity.source import load_graph
-from mythos_export.quantization import EMBEDDING
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 MakeModel = Callable[[], ir.Model]
 Make = Callable[..., Recipe]
@@ -74,9 +73,9 @@ class TestTheRecipe:
     def test_names_every_activation_and_what_it_feeds(
         self, recipes: dict[str, Recipe], make_model: MakeModel, config: MythosConfig
     ) -> None:
-        feeds = {point.name: list(point.feeds) for point in find_points(make_model())}
+        feeds = {point.name: list(point.feeds) for point in find_points(make_model(), architecture(config))}
         fed = [layer for layers in feeds.values() for layer in layers]
-        assert sorted(fed) == sorted(name for name in layer_names(config) if name != EMBEDDING)
+        assert sorted(fed) == sorted(name for name in architecture(config).layers if name != "embed")
         for recipe in recipes.values():
             assert {name: found.feeds for name, found in recipe.activations.items()} == feeds
 

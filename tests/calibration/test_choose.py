@@ -17,11 +17,11 @@ from calibration.data import Samples
 from calibration.errors import CalibrationError
 from calibration.recipe import Recipe
 from mythos_export.bundle import Bundle
-from mythos_export.linears import UnknownLayer
+from mythos_export.layers import UnknownLayer
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, MissingRange
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 Choose = Callable[..., Chosen]

@@ -24,7 +24,7 @@ import calibration.data
 from calibration.data import Samples, default_samples, read_samples
 from calibration.errors import CalibrationError
 from mythos_export.bundle import TextRecord
-from reference_model.nano import TOKENIZER, task
+from reference_model.open_mythos.nano import TOKENIZER, task
 
 VOCAB, MAX_SEQ_LEN = 97, 16
 WORDS = ("<pad>", "<unk>", "the", "loop", "runs", "again", "and", "<s>")

@@ -20,7 +20,8 @@ from engines.generation import Graph
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, GraphFile
 from mythos_export.number_formats import FORMATS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 LOOPS = 4  # as in conftest.py
 
@@ -60,9 +61,9 @@ def unrolled(config: MythosConfig, make_bundle: Callable[..., Bundle]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def their_ranges(unrolled: Path, make_model: MakeModel) -> Callable[[list[Arrays]], Ranges]:
+def their_ranges(unrolled: Path, make_model: MakeModel, config: MythosConfig) -> Callable[[list[Arrays]], Ranges]:
     """By ONNX Runtime, from any calls: an unrolled graph has a value per depth, and it a range for each."""
-    points = find_points(make_model())
+    points = find_points(make_model(), architecture(config))
 
     def ranges(calls: list[Arrays]) -> Ranges:
         by_depth = defaultdict(list)
@@ -93,11 +94,15 @@ def values_of(point: Point, depth: int) -> list[str]:
 
 
 def test_extremes_are_theirs(
-    their_ranges: Callable[[list[Arrays]], Ranges], make_model: MakeModel, observe: Any, recorded: Any
+    their_ranges: Callable[[list[Arrays]], Ranges],
+    make_model: MakeModel,
+    observe: Any,
+    recorded: Any,
+    config: MythosConfig,
 ) -> None:
     theirs = their_ranges(recorded.fed)
     model = make_model()
-    outputs = add_extremes(model)
+    outputs = add_extremes(model, architecture(config))
     calls = observe(model, [name for pair in outputs.values() for name in pair])
     assert outputs.keys() == theirs.keys()
     for point, (low, high) in outputs.items():

@@ -13,8 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from calibration.errors import CalibrationError
 from calibration.recipe import ActivationRange, Recipe
 from mythos_export.records.files import InputFileError
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 DEPTHS = 3
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -125,9 +128,12 @@ class TestRefused:
             (edited(*LOOPED, "high", 0, value=math.inf), "high.0: "),
             (edited(*LOOPED, "low", value=[1.0] * 4), "low, high and limit differ in length"),
             (edited(*LOOPED, "limit", value=[]), "limit: "),
-            (edited(*LOOPED, value=range_of(1.0, 1.0).model_dump()), "has 2 depths, expected 3"),
-            (edited("activations", "head.input", value=range_of(1.0, 1.0).model_dump()), "has 2 depths, expected 1"),
-            (edited("depths", value=2), "has 3 depths, expected 2"),
+            (edited(*LOOPED, value=range_of(1.0, 1.0).model_dump()), "has 2 depths, expected 1 or 3"),
+            (
+                edited("activations", "head.input", value=range_of(1.0, 1.0).model_dump()),
+                "has 2 depths, expected 1 or 3",
+            ),
+            (edited("depths", value=2), "has 3 depths, expected 1 or 2"),
             (edited("depths", value=0), "depths: "),
             (edited(*LOOPED, "feeds", value=[]), "feeds: "),
             (edited(*LOOPED, "bits", value=8), "bits: Extra inputs are not permitted"),
@@ -209,3 +215,35 @@ def test_whatever_opens_is_complete_and_finite(tmp_path: Path, content: bytes) -
         assert found.feeds and len(found.low) == len(found.high) == len(found.limit)
         assert all(math.isfinite(value) for value in (*found.low, *found.high))
     assert Recipe.model_validate_json(recipe.to_json()) == recipe
+
+
+class TestDepths:
+    """Which of its activations loop, only a model can say."""
+
+    @staticmethod
+    def recipe(name: str, *depths: int) -> Recipe:
+        fed = range_of(*(float(depth) for depth in depths)).model_copy(update={"feeds": [name]})
+        return RECIPE.model_copy(update={"activations": {f"{name}.input": fed}})
+
+    @pytest.mark.parametrize(
+        ("name", "depths"),
+        [("prelude.0.attn.wq", (1,)), ("recurrent.block.attn.wq", (1, 2, 3)), ("head", (1,)), ("coda.1.ffn.up", (1,))],
+    )
+    def test_are_those_of_the_model(self, gqa_config: MythosConfig, name: str, depths: tuple[int, ...]) -> None:
+        self.recipe(name, *depths).check_depths(architecture(gqa_config))
+
+    @pytest.mark.parametrize(
+        ("name", "depths", "complaint"),
+        [
+            ("head", (1, 2, 3), "head.input has 3 depths, expected 1"),
+            ("coda.0.attn.wq", (1, 2, 3), "has 3 depths, expected 1"),
+            ("recurrent.block.attn.wo", (1,), "has 1 depths, expected 3"),
+            ("recurrent.block.attn.w", (1, 2, 3), "feeds a layer that the model does not have"),
+            ("recurrent.act.halt", (1, 2, 3), "feeds a layer that the model does not have"),
+        ],
+    )
+    def test_others_are_refused(
+        self, gqa_config: MythosConfig, name: str, depths: tuple[int, ...], complaint: str
+    ) -> None:
+        with pytest.raises(CalibrationError, match=complaint):
+            self.recipe(name, *depths).check_depths(architecture(gqa_config))

@@ -22,12 +22,11 @@ from engines.onnxruntime import OnnxRuntimeEngine
 from engines.prompts import read_prompts
 from mythos_export.bundle import GraphFile
 from mythos_export.graph_parts import recurrent_loop
-from mythos_export.linears import layer_names
-from mythos_export.quantization import EMBEDDING
 from reference_model.attention import LatentAttention, Rows
 from reference_model.cache import Cache
 from reference_model.checkpoint import SeededWeights, load_model
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 LOOPS, PROMPT = 4, 9  # as in conftest.py
 
@@ -44,11 +43,19 @@ def tops_of(points: list[Point], top: float) -> dict[str, NDArray[np.float32]]:
     return {point.name: np.full(LOOPS if point.in_loop else 1, top, np.float32) for point in points}
 
 
+def add_statistics(model: ir.Model, config: MythosConfig, statistics: str) -> None:
+    described = architecture(config)
+    if statistics == "extremes":
+        add_extremes(model, described)
+    else:
+        add_histograms(model, described, tops_of(find_points(model, described), 3.0))
+
+
 @pytest.fixture(scope="module")
-def seen(make_model: MakeModel, observe: Observe) -> dict[str, NDArray[np.float32]]:
+def seen(make_model: MakeModel, observe: Observe, config: MythosConfig) -> dict[str, NDArray[np.float32]]:
     """By point: least and greatest of all calls, [depths or 1, 2]."""
     model = make_model()
-    outputs = add_extremes(model)
+    outputs = add_extremes(model, architecture(config))
     calls = observe(model, [name for pair in outputs.values() for name in pair])
     return {
         point: np.stack(
@@ -64,11 +71,11 @@ def seen(make_model: MakeModel, observe: Observe) -> dict[str, NDArray[np.float3
 
 class TestPoints:
     def test_every_layer_reads_exactly_one(self, make_model: MakeModel, config: MythosConfig) -> None:
-        fed = [layer for point in find_points(make_model()) for layer in point.feeds]
-        assert sorted(fed) == sorted(name for name in layer_names(config) if name != EMBEDDING)
+        fed = [layer for point in find_points(make_model(), architecture(config)) for layer in point.feeds]
+        assert sorted(fed) == sorted(name for name in architecture(config).layers if name != "embed")
 
     def test_layers_that_read_the_same_value_share_it(self, make_model: MakeModel, config: MythosConfig) -> None:
-        feeds = [set(point.feeds) for point in find_points(make_model())]
+        feeds = [set(point.feeds) for point in find_points(make_model(), architecture(config))]
         projections = ("q_down", "kv_down") if config.attn_type == "mla" else ("wq", "wk", "wv")
         assert {f"prelude.0.attn.{name}" for name in projections} in feeds
         ffn = "recurrent.block.ffn"
@@ -78,12 +85,18 @@ class TestPoints:
         assert set(experts) in feeds
 
     def test_the_hidden_values_of_the_experts_are_one(self, make_model: MakeModel, config: MythosConfig) -> None:
-        (point,) = (point for point in find_points(make_model()) if point.name == HIDDEN_OF_EXPERTS)
+        (point,) = (
+            point for point in find_points(make_model(), architecture(config)) if point.name == HIDDEN_OF_EXPERTS
+        )
         assert len(point.values) == config.n_experts
-        assert all(len(other.values) == 1 for other in find_points(make_model()) if other.name != point.name)
+        assert all(
+            len(other.values) == 1
+            for other in find_points(make_model(), architecture(config))
+            if other.name != point.name
+        )
 
-    def test_what_loops_is_known(self, make_model: MakeModel) -> None:
-        for point in find_points(make_model()):
+    def test_what_loops_is_known(self, make_model: MakeModel, config: MythosConfig) -> None:
+        for point in find_points(make_model(), architecture(config)):
             assert point.in_loop == point.name.startswith("recurrent.")
             assert point.in_loop == all(layer.startswith("recurrent.") for layer in point.feeds)
 
@@ -92,9 +105,13 @@ class TestTheGraphStaysAsItIs:
     """Bit by bit: a statistic that moved a rounding would measure another model."""
 
     @pytest.mark.parametrize("statistics", ["extremes", "histograms"])
-    def test_prefill_and_decode(self, make_model: MakeModel, observe: Observe, recorded: Any, statistics: str) -> None:
+    def test_prefill_and_decode(
+        self, make_model: MakeModel, observe: Observe, recorded: Any, statistics: str, config: MythosConfig
+    ) -> None:
         model = make_model()
-        add_extremes(model) if statistics == "extremes" else add_histograms(model, tops_of(find_points(model), 3.0))
+        add_extremes(model, architecture(config)) if statistics == "extremes" else add_histograms(
+            model, architecture(config), tops_of(find_points(model, architecture(config)), 3.0)
+        )
         got = observe(model, list(recorded.gave[0]))
         assert len(got) == 4 and {"logits", "halting.depth"} < got[0].keys()
         assert len([name for name in got[0] if name.startswith("new.")]) == 6
@@ -104,10 +121,12 @@ class TestTheGraphStaysAsItIs:
 
     @pytest.mark.parametrize("statistics", ["extremes", "histograms"])
     def test_a_padded_batch_of_mixed_depths(
-        self, make_model: MakeModel, engine: OnnxRuntimeEngine, statistics: str
+        self, make_model: MakeModel, engine: OnnxRuntimeEngine, statistics: str, config: MythosConfig
     ) -> None:
         model = make_model()
-        add_extremes(model) if statistics == "extremes" else add_histograms(model, tops_of(find_points(model), 3.0))
+        add_extremes(model, architecture(config)) if statistics == "extremes" else add_histograms(
+            model, architecture(config), tops_of(find_points(model, architecture(config)), 3.0)
+        )
         file = GraphFile(file="model.onnx", loops="dynamic")
         graphs = [engine.load_graph(file), engine.load_model(ir.to_proto(model).SerializeToString(), file)]
         runs = []
@@ -128,7 +147,7 @@ class TestExtremes:
     ) -> None:
         wanted = reference_extremes(config, sequence)
         compared = 0
-        for point in find_points(make_model()):
+        for point in find_points(make_model(), architecture(config)):
             for layer in point.feeds:
                 assert seen[point.name].shape == (LOOPS if point.in_loop else 1, 2)
                 np.testing.assert_allclose(seen[point.name], wanted[layer], rtol=1e-5, err_msg=f"{point.name}: {layer}")
@@ -208,10 +227,10 @@ def reference_extremes(config: MythosConfig, sequence: NDArray[np.int64]) -> Ext
 
 
 @pytest.fixture(scope="module")
-def values(make_model: MakeModel, observe: Observe) -> list[Extremes]:
+def values(make_model: MakeModel, observe: Observe, config: MythosConfig) -> list[Extremes]:
     """What flows through each point, call by call: [depths or 1, numbers]."""
     model = make_model()
-    outputs = expose(model)
+    outputs = expose(model, config)
     calls = observe(model, list(outputs.values()))
     depths = {name: LOOPS if name.startswith("recurrent.") else 1 for name in outputs}
     return [{point: call[name].reshape(depths[point], -1) for point, name in outputs.items()} for call in calls]
@@ -224,12 +243,12 @@ def tops(seen: Extremes) -> Extremes:
 
 
 @pytest.fixture(scope="module")
-def count(make_model: MakeModel, observe: Observe) -> Count:
+def count(make_model: MakeModel, observe: Observe, config: MythosConfig) -> Count:
     """Histograms up to given tops, call by call: [depths or 1, BINS]."""
 
     def histograms(tops: Extremes) -> list[dict[str, NDArray[np.int64]]]:
         model = make_model()
-        outputs = add_histograms(model, tops)
+        outputs = add_histograms(model, architecture(config), tops)
         calls = observe(model, list(outputs.values()))
         return [{point: np.atleast_2d(call[name]) for point, name in outputs.items()} for call in calls]
 
@@ -274,12 +293,12 @@ class TestHistograms:
                 np.testing.assert_array_equal(ours[name], counts, err_msg=name)
 
 
-def expose(model: ir.Model) -> dict[str, str]:
+def expose(model: ir.Model, config: MythosConfig) -> dict[str, str]:
     """Make the values of every point outputs themselves, flat; returns their names."""
     names = {}
     loop = recurrent_loop(model.graph)
     body = loop.attributes["body"].as_graph()
-    for point in find_points(model):
+    for point in find_points(model, architecture(config)):
         graph = body if point.in_loop else model.graph
         shape = ir.Node("", "Constant", [], {"value": ir.AttrTensor("value", ir.tensor([-1]))})
         flat = [ir.Node("", "Reshape", [value, shape.outputs[0]]) for value in point.values]

@@ -14,7 +14,7 @@ from mythos_export import stages
 from mythos_export.graph_parts import recurrent_loop
 from mythos_export.quantization import Choices
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from tests.docs.pages import ROOT, prose
 
 ATTENTION = {"mla": "LowerLatentAttention", "gqa": "LowerGroupedQueryAttention"}

@@ -13,9 +13,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mythos_export.signature import cache_dtype, cache_parts, input_specs, output_specs
+from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from mythos_export.weights.tensors import float_type
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 from tests.docs.pages import prose
 
 PAGE = prose("docs/graph.md")
@@ -30,8 +32,8 @@ def table(heading: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("heading", ["input", "output"])
 def test_signature(heading: str, mla_config: MythosConfig) -> None:
-    parts = cache_parts(mla_config, "fp32")
-    specs = input_specs(parts) if heading == "input" else output_specs(mla_config, parts, None)
+    parts = cache_parts(architecture(mla_config), "fp32")
+    specs = input_specs(parts) if heading == "input" else output_specs(mla_config.vocab_size, parts, None)
     plain = [spec for spec in specs if spec.name.split(".")[0] not in ("past", "new")]
     told = [row for row in table(heading) if "<" not in row[0]]
     assert [row[0] for row in told] == [spec.name for spec in plain]
@@ -51,7 +53,7 @@ def test_cache_shapes(mla_config: MythosConfig) -> None:
         assert sizes[:3] == ["depth", "batch", "past"]
         told[attention].append(f"{part} {[getattr(config, size) for size in sizes[3:]]}")
     for attention, rows in told.items():
-        parts = cache_parts(replace(config, attn_type=attention.lower()), "fp32")
+        parts = cache_parts(architecture(replace(config, attn_type=attention.lower())), "fp32")
         assert [f"{part.name.split('.')[1]} {part.row}" for part in parts] == rows * 3
         assert [part.name.split(".")[0] for part in parts[::2]] == ["prelude", "recurrent", "coda"]
 
@@ -59,7 +61,7 @@ def test_cache_shapes(mla_config: MythosConfig) -> None:
 def test_cache_types() -> None:
     told = {name: row[1].split(",")[0] for row in table("precision") for name in row[0].split(", ")}
     precisions = {precision for target in TARGETS.values() for precision in target.precisions}
-    assert told == {precision: cache_dtype(precision) for precision in precisions}
+    assert told == {precision: float_type(precision) for precision in precisions}
 
 
 @dataclass

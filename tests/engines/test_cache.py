@@ -14,7 +14,7 @@ import engines
 from engines import Engine, EngineError
 from engines.cache import KVCache, slots_for
 from mythos_export.bundle import CachePart
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 PARTS = [
     CachePart(name="prelude.key", depth=2, row=[3, 4], dtype="float32"),

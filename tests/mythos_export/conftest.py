@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mythos_export import cli
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from mythos_export import cli, pipeline
 from mythos_export.graphs import build_graphs
 from mythos_export.loops import parse_loops
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 _SECONDS_A_TENSOR = 0.1
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from mythos_export import cli
 from mythos_export.bundle import file_entry
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,9 +17,9 @@ from calibration.recipe import Recipe
 from mythos_export import gates
 from mythos_export.bundle import Bundle
 from mythos_export.gates import EMULATED, GateFailed, check_quantized
-from mythos_export.linears import layer_names
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 QuantizedBundle = Callable[..., Path]
 
@@ -73,7 +73,9 @@ class TestHonestBundles:
         kernels = check_quantized(bundle, kept_of(bundle))
         assert kernels == bundle.manifest.quantization.kernels  # type: ignore[union-attr]
         assert kernels["QGemm"] == 1, "the head"
-        assert sum(kernels.values()) == nodes_of(config) - len(TARGETS["portable"].float_layers(config, "int8"))
+        assert sum(kernels.values()) == nodes_of(config) - len(
+            TARGETS["portable"].float_layers(architecture(config), "int8")
+        )
         # what goes into one more quantised layer unchanged is rounded in passing
         assert kernels.get("QLinearMatMul", 0) == (4 if attn == "mla" else 0)
 
@@ -113,14 +115,14 @@ class TestHonestBundles:
             }.items()
         )
         assert not set(record.kept) & set(record.quantized)
-        assert {*record.kept, *record.quantized} >= set(layer_names(gqa_config))
+        assert {*record.kept, *record.quantized} >= set(architecture(gqa_config).layers)
         with pytest.raises(GateFailed, match=r"routed_experts\.0\.down\.weight\.T was to be quantised, but"):
             check_quantized(bundle, frozenset(record.kept) - {"recurrent.block.ffn.routed_experts.*.down"})
 
 
 def nodes_of(config: MythosConfig) -> int:
     """Linear layers of a graph, each expert's counted."""
-    layers = [name for name in layer_names(config) if name != "embed"]
+    layers = [name for name in architecture(config).layers if name != "embed"]
     return len(layers) + (config.n_experts - 1) * sum("routed_experts" in name for name in layers)
 
 
@@ -130,7 +132,7 @@ class TestTheFile:
     ) -> None:
         """Honestly kept, but not owned up to."""
         looped = tuple(
-            name for name in layer_names(gqa_config) if name.startswith("recurrent.") and name != f"{WQ[:-1]}o"
+            name for name in architecture(gqa_config).layers if name.startswith("recurrent.") and name != f"{WQ[:-1]}o"
         )
         bundle = make_bundle(gqa_config, precision="int4", quantize=QuantizeOptions(keep=looped))
         check_quantized(bundle, kept_of(bundle))
@@ -152,7 +154,7 @@ class TestTheFile:
         ):
             check_quantized(labelled, frozenset())
         with pytest.raises(GateFailed, match=r"^model\.onnx: not one node is quantised$"):
-            check_quantized(labelled, frozenset(layer_names(gqa_config)))
+            check_quantized(labelled, frozenset(architecture(gqa_config).layers))
 
     @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
     def test_one_linear_layer_back_in_float(self, says: Callable[..., str], precision: str) -> None:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from mythos_export.bundle import Bundle
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:

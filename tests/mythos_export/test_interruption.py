@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 from mythos_export.bundle import Bundle
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds

@@ -12,7 +12,7 @@ import pytest
 from mythos_export import lints
 from mythos_export.bundle import Bundle
 from mythos_export.lints import RULES, LintFailed, lint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 

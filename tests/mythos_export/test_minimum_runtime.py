@@ -18,7 +18,7 @@ import engines
 from mythos_export.bundle import Bundle
 from mythos_export.errors import RequestError
 from mythos_export.minimum_runtime import minimum_runtime, read_version
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ("1.22.1", "1.23.2", "1.26.0")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from mythos_export.errors import RequestError
 from mythos_export.model_choice import ModelChoice, resolve_model
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import ConfigError, MythosConfig
+from reference_model.open_mythos.config import ConfigError, MythosConfig
 
 HUB = {
     "architectures": ["OpenMythosForCausalLM"],

@@ -14,7 +14,7 @@ from mythos_export.bundle import Bundle
 from mythos_export.cli import main
 from mythos_export.evaluate import evaluate
 from mythos_export.records.measurements import Evaluation
-from reference_model.nano.task import TRAINED_HOPS, generate
+from reference_model.open_mythos.nano.task import TRAINED_HOPS, generate
 
 PROMPT = "d>a h>c a>h f>g c>e g>b b>d e>f 3 a"  # a -> h -> c -> e
 
@@ -99,8 +99,8 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     """A depth that halts elsewhere fits every shape; the training checkpoint's own config knows better."""
     import torch
 
-    from reference_model import nano
     from reference_model.checkpoint import open_checkpoint
+    from reference_model.open_mythos import nano
 
     source = open_checkpoint(nano.CHECKPOINT)
     config = json.loads(nano.CONFIG.read_text())

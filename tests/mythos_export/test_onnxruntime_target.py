@@ -14,22 +14,23 @@ import onnx_ir as ir
 import pytest
 from stored_weights import RUNS_INT4, bound, eventful_weights, reference_of, session, state_of
 
-from mythos_export import weights
 from mythos_export.bundle import Bundle
 from mythos_export.gates import GateFailed, check_quantized
 from mythos_export.graphs import build_graphs
-from mythos_export.linears import layer_names
 from mythos_export.loops import parse_loops
 from mythos_export.parity.cases import cases_for
 from mythos_export.parity.exported import run_graph
 from mythos_export.parity.probe import PROBES, add_probes
 from mythos_export.parity.reference import run_reference
 from mythos_export.parity.run import prove
-from mythos_export.quantization import QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
-from mythos_export.quantized_weights import HEAD
+from mythos_export.quantization import QUANTIZED, Choices, Quantization
 from mythos_export.signature import cache_parts
 from mythos_export.targets import TARGETS, quantization_of, settled
-from reference_model.config import SCALES, MythosConfig, config_for_scale
+from mythos_export.weights import write as weights
+from mythos_export.weights.restore import TIED_HEAD
+from reference_model.open_mythos.config import SCALES, MythosConfig, config_for_scale
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
 needs_runtime = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older than the target's minimum")
 
@@ -82,7 +83,7 @@ def errors(
 ) -> np.ndarray:
     """Of the logits, at every position, as a share of their range: all depths, ways of feeding, and a padded batch."""
     model = reference_of(
-        arrays, config, quantization, settled(choices, "onnxruntime", config, quantization.format.name)
+        arrays, config, quantization, settled(choices, "onnxruntime", architecture(config), quantization.format.name)
     )
     found = []
     for case in cases_for(config, range(1, deepest + 1)):
@@ -90,7 +91,7 @@ def errors(
             continue
         wanted, got = (
             run_reference(model, case).logits,
-            run_graph(graph, cache_parts(config, quantization.format.name), case).logits,
+            run_graph(graph, cache_parts(architecture(config), quantization.format.name), case).logits,
         )
         found.append((np.abs(wanted - got).max(axis=-1) / np.ptp(wanted))[case.real])
     return np.concatenate(found)
@@ -124,7 +125,7 @@ def check_computation(config: MythosConfig, precision: str, *, block: int) -> No
     (model,) = built(config, precision).values()
     arrays = bound([model], eventful_weights(config, 1), config)
     assert f"{ROUTED_EXPERTS}.down.{precision}b{block}.stacked" in arrays
-    graph, quantization = Running(model), quantization_of("onnxruntime", precision, config)
+    graph, quantization = Running(model), quantization_of("onnxruntime", precision, architecture(config))
     check_alike(errors(config, arrays, graph, Choices(), deepest=8, quantization=quantization))
     plain = replace(quantization, dynamic_block=None)
     unrounded = errors(config, arrays, graph, Choices(), deepest=2, quantization=plain)
@@ -140,7 +141,7 @@ def test_layers_kept_in_float_are_computed_in_float(mla_config: MythosConfig, pr
     assert "QMoE" not in ops and ops["MatMulNBits"] > 2 * 2 * mla_config.n_experts
     arrays = bound([model], eventful_weights(mla_config, 3), mla_config)
     assert {"embed.weight", f"{ROUTED_EXPERTS}.0.up.weight.T", "coda.1.ffn.down.weight.T"} <= arrays.keys()
-    quantization = quantization_of("onnxruntime", precision, mla_config)
+    quantization = quantization_of("onnxruntime", precision, architecture(mla_config))
     check_alike(errors(mla_config, arrays, Running(model, 2), KEEP, deepest=2, quantization=quantization))
 
 
@@ -152,7 +153,7 @@ def test_int4_holds_the_numbers_of_the_portable_target(config: MythosConfig) -> 
         for target in ("onnxruntime", "portable")
         for model in built(config, "int4", target=target).values()
     )
-    assert ours.keys() == theirs.keys() == source.names() | {HEAD}
+    assert ours.keys() == theirs.keys() == source.names() | {TIED_HEAD}
     for name, found in ours.items():
         if name.endswith("kv_up.weight"):  # left in float
             np.testing.assert_array_equal(found, source.read(name))
@@ -183,21 +184,23 @@ def test_scales_of_stacks_are_written_before_their_numbers(config: MythosConfig,
 def test_absorbed_layers_stay_float_with_a_reason(config: MythosConfig, precision: str) -> None:
     """And no others: each token's activations are rounded by their own largest, however small ACT has made them."""
     target = TARGETS["onnxruntime"]
-    found = target.float_layers(config, precision)
-    absorbed = [name for name in layer_names(config) if ".kv_up." in name]
+    found = target.float_layers(architecture(config), precision)
+    absorbed = [name for name in architecture(config).layers if ".kv_up." in name]
     assert list(found) == absorbed
     assert len(absorbed) == (8 if config.attn_type == "mla" else 0)
     assert all("absorbed into attention" in reason for reason in found.values())
-    assert not TARGETS["portable"].float_layers(config, "int4"), "portable int4 dequantises whatever it is"
-    chosen = settled(KEEP, "onnxruntime", config, precision)
+    assert not TARGETS["portable"].float_layers(architecture(config), "int4"), (
+        "portable int4 dequantises whatever it is"
+    )
+    chosen = settled(KEEP, "onnxruntime", architecture(config), precision)
     assert chosen.keep == KEEP.keep | set(absorbed)
-    assert settled(chosen, "onnxruntime", config, precision) == chosen
+    assert settled(chosen, "onnxruntime", architecture(config), precision) == chosen
 
 
 def test_fp32_is_that_of_the_portable_target(config: MythosConfig) -> None:
     ours, portable = TARGETS["onnxruntime"], TARGETS["portable"]
     assert not ours.session
-    assert not ours.float_layers(config, "fp32")
+    assert not ours.float_layers(architecture(config), "fp32")
     for passes in (
         lambda target: target.lowerings(config, "fp32", Choices()),
         lambda target: target.precision_passes(config, "fp32", Choices()),
@@ -207,13 +210,13 @@ def test_fp32_is_that_of_the_portable_target(config: MythosConfig) -> None:
 
 def test_what_a_precision_means_depends_on_the_target(mla_config: MythosConfig) -> None:
     for name, bits in (("int8", 8), ("int4", 4)):
-        found = quantization_of("onnxruntime", name, mla_config)
+        found = quantization_of("onnxruntime", name, architecture(mla_config))
         assert (found.block, found.dynamic_block, found.format.bits) == (32, 32, bits)
         assert found.packed and not found.activations and not found.tied_head
-        assert quantization_of("portable", name, mla_config) == QUANTIZED[name]
+        assert quantization_of("portable", name, architecture(mla_config)) == QUANTIZED[name]
     for target, unknown in (("onnxruntime", "fp32"), ("onnxruntime", "fp8"), ("portable", "fp32")):
         with pytest.raises(KeyError):
-            quantization_of(target, unknown, mla_config)
+            quantization_of(target, unknown, architecture(mla_config))
 
 
 @pytest.mark.parametrize(
@@ -224,12 +227,14 @@ def test_the_block_is_the_largest_that_the_experts_take(
     mla_config: MythosConfig, precision: str, dim: int, expert_dim: int, block: int
 ) -> None:
     config = replace(mla_config, dim=dim, expert_dim=expert_dim)
-    assert quantization_of("onnxruntime", precision, config).block == block
-    assert quantization_of("portable", "int4", config).block == 32
+    assert quantization_of("onnxruntime", precision, architecture(config)).block == block
+    assert quantization_of("portable", "int4", architecture(config)).block == 32
 
 
 def test_every_published_scale_takes_blocks_of_128(precision: str) -> None:
-    blocks = {scale: quantization_of("onnxruntime", precision, config).block for scale, config in SCALES.items()}
+    blocks = {
+        scale: quantization_of("onnxruntime", precision, architecture(config)).block for scale, config in SCALES.items()
+    }
     assert blocks == dict.fromkeys(SCALES, 128)
     assert quantization_of("onnxruntime", precision, config_for_scale("nano")).block == 32
 
@@ -241,7 +246,7 @@ def original(config: MythosConfig, precision: str, make_bundle: Callable[..., Bu
 
 
 def kept(config: MythosConfig) -> frozenset[str]:
-    return frozenset(settled(Choices(), "onnxruntime", config, "int8").keep)  # and in int4
+    return frozenset(settled(Choices(), "onnxruntime", architecture(config), "int8").keep)  # and in int4
 
 
 @needs_runtime
@@ -251,7 +256,7 @@ def test_the_checker_and_the_gates_pass_it(original: Bundle, config: MythosConfi
     assert kernels == {"MatMulNBits": 33 if config.attn_type == "mla" else 29, "QMoE": 1}
     record = original.manifest.quantization
     assert record is not None and record.kernels == kernels
-    assert TARGETS["onnxruntime"].float_layers(config, precision).items() <= record.kept.items()
+    assert TARGETS["onnxruntime"].float_layers(architecture(config), precision).items() <= record.kept.items()
     assert record.ranges is None and "recipe.json" not in original.manifest.files
     assert original.manifest.minimum_runtime == "1.31" and not original.manifest.session
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from mythos_export.bundle import Bundle, ParitySummary
-from mythos_export.pipeline import ExportRequest, ParityFailed, export, spectral_radius
+from mythos_export.pipeline import ExportRequest, ParityFailed, export
 from mythos_export.progress import Reporter
 from mythos_export.requests import default_name
 from reference_model.checkpoint import CheckpointError, SeededWeights
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.checks import checks
+from reference_model.open_mythos.config import MythosConfig
 
 
 class Altered(SeededWeights):
@@ -43,7 +44,7 @@ def test_the_spectral_radius_is_the_models(tiny_bundle: Path, mla_config: Mythos
 def test_an_unstable_injection_is_refused(mla_config: MythosConfig, tmp_path: Path, value: float) -> None:
     source = Altered(mla_config, "recurrent.injection.log_A", value)
     with pytest.raises(CheckpointError, match="spectral radius"):
-        spectral_radius(source)
+        checks(source)
     with pytest.raises(CheckpointError, match="spectral radius"):
         export(request(mla_config, tmp_path / "x", source), Reporter(quiet=True), None)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from mythos_export.inspection.inspect import inspect
 from mythos_export.planning.devices import known_devices
 from mythos_export.planning.plan import Plan
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 ROOT = Path(__file__).resolve().parents[2]

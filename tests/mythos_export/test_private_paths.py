@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from mythos_export import cli
 from mythos_export.commands.export import without_folders
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "ann-onymous"  # in every path below, and a name that occurs nowhere by itself

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from calibration.choose import QuantizeOptions
 from calibration.recipe import Recipe
 from mythos_export.bundle import Bundle
-from mythos_export.linears import layer_names
 from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 Run = Callable[..., Any]  # of an outcome
 Refused = Callable[..., str]
@@ -349,7 +349,7 @@ class TestExport:
         assert record["kept"]["head"] == "--keep"
         assert record["kept"]["*norm"] == "norms"
         assert {"recurrent.act.*", "recurrent.lora.*", "recurrent.injection.*"} < record["kept"].keys()
-        assert set(record["quantized"]) == set(layer_names(gqa_config)) - record["kept"].keys()
+        assert set(record["quantized"]) == set(architecture(gqa_config).layers) - record["kept"].keys()
         assert record["kernels"] == {"MatMulIntegerToFloat": 43}
         (folder,) = (tmp_path / "work").iterdir()
         assert folder.name == "mythos-gqa-int8"
@@ -405,8 +405,8 @@ class TestSensitivity:
         assert how == "(|error| / |fp32| of the logits, 48 tokens at 1, 3, 6 loops)"
         assert head.split() == ["cost", "weights", "layer"]
         layers = [row.split()[-1] for row in rows]
-        assert set(layers) <= set(layer_names(gqa_config)) and len(set(layers)) == len(layers)
-        assert len(layers) >= len(layer_names(gqa_config)) - 3  # those that int8 leaves in float need no row
+        assert set(layers) <= set(architecture(gqa_config).layers) and len(set(layers)) == len(layers)
+        assert len(layers) >= len(architecture(gqa_config).layers) - 3  # those that int8 leaves in float need no row
         assert layers[0] == WORST
         costs = [float(row.split("%")[0]) for row in rows]
         assert costs == sorted(costs, reverse=True)
@@ -422,7 +422,7 @@ class TestSensitivity:
         assert (outcome.code, outcome.err) == (0, "")
         found = json.loads(outcome.out)
         assert (found["precision"], found["loops"], found["tokens"]) == ("int4", [1, 3, 6], 48)
-        assert {cost["layer"] for cost in found["layers"]} == set(layer_names(gqa_config))
+        assert {cost["layer"] for cost in found["layers"]} == set(architecture(gqa_config).layers)
         errors = [cost["relative_error"] for cost in found["layers"]]
         assert errors == sorted(errors, reverse=True) and errors[-1] > 0
         sizes = {cost["layer"]: cost["weights"] for cost in found["layers"]}
@@ -438,8 +438,10 @@ class TestSensitivity:
         outcome = run("sensitivity", made.path, "--precision", "int8", "--calibration-data", data, "--json")
         assert (outcome.code, outcome.err) == (0, "")
         found = json.loads(outcome.out)
-        absorbed = {name for name in layer_names(mla_config) if ".kv_up." in name}
-        assert absorbed and {cost["layer"] for cost in found["layers"]} == set(layer_names(mla_config)) - absorbed
+        absorbed = {name for name in architecture(mla_config).layers if ".kv_up." in name}
+        assert (
+            absorbed and {cost["layer"] for cost in found["layers"]} == set(architecture(mla_config).layers) - absorbed
+        )
         assert all(cost["relative_error"] > 0 for cost in found["layers"])
         line = refused("sensitivity", made.path, "--precision", "fp8")
         assert line == "error: --precision is 'fp8'; for target onnxruntime it must be one of int8, int4"

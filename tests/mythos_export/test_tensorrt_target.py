@@ -12,15 +12,14 @@ from mythos_export import passes
 from mythos_export.assemble import assemble
 from mythos_export.bundle import Bundle
 from mythos_export.graph_parts import recurrent_loop
-from mythos_export.linears import contractions, layer_names
 from mythos_export.parity.run import check_parity
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.progress import Reporter
-from mythos_export.quantization import EMBEDDING
 from mythos_export.targets import TARGETS
 from mythos_export.trace import trace_stages
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 MakeBundle = Callable[..., Bundle]
 
@@ -36,7 +35,7 @@ def test_it_computes_what_pytorch_computes(
     assert report.passed, report.failures
     if precision in ("int8", "fp8", "int4"):
         assert bundle.manifest.quantization is not None
-        assert EMBEDDING in bundle.manifest.quantization.kept
+        assert "embed" in bundle.manifest.quantization.kept
         assert not [
             name for name in bundle.manifest.quantization.kept if "routed_experts" in name and "router" not in name
         ]
@@ -50,10 +49,11 @@ def test_a_fixed_depth(mla_config: MythosConfig, make_bundle: MakeBundle) -> Non
 
 def test_only_whole_blocks_of_int4(mla_config: MythosConfig) -> None:
     """Of the tiny model: 64 and 32 are whole blocks of 32, 40 and 85 are not."""
-    kept = TARGETS["tensorrt"].float_layers(mla_config, "int4")
+    kept = TARGETS["tensorrt"].float_layers(architecture(mla_config), "int4")
     assert {"coda.0.attn.wo", "coda.0.ffn.down"} <= kept.keys()
     assert not {"coda.0.attn.q_down", "recurrent.block.ffn.routed_experts.*.down"} & kept.keys()
-    assert contractions(mla_config).keys() == set(layer_names(mla_config)) - {EMBEDDING}
+    layers = architecture(mla_config).layers
+    assert {name for name in layers if layers[name].contraction % 32} == kept.keys() - {"embed"}
 
 
 def test_scans_leave_the_loop_in_fp32(mla_config: MythosConfig) -> None:
@@ -63,7 +63,9 @@ def test_scans_leave_the_loop_in_fp32(mla_config: MythosConfig) -> None:
         rewrite(model)
     with pytest.raises(PassDidNothing, match="no scan output is in half precision"):
         passes.FloatScans()(model)
-    passes.ReducePrecision(ir.DataType.FLOAT16, compute=ir.DataType.FLOAT16)(model)
+    passes.ReducePrecision(ir.DataType.FLOAT16, compute=ir.DataType.FLOAT16, architecture=architecture(mla_config))(
+        model
+    )
     passes.FloatScans()(model)
     loop = recurrent_loop(model.graph)
     assert all(value.dtype != ir.DataType.FLOAT16 for value in loop.outputs)

@@ -19,7 +19,8 @@ from mythos_export.commands import triton as command
 from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, memory_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +35,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 from mythos_export.cli import main
+from reference_model.open_mythos.description import architecture
 main()
 """
     return subprocess.run(
@@ -118,7 +120,7 @@ def test_a_pod_has_room_for_what_weights_become_when_loaded(
     config = replace(mla_config, dim=128, expert_dim=128)
     bundle = make_bundle(config, precision="int4")
     question = Question(context=8, loops=2, batch=1, chunk=8, device=find_device("cpu-ddr5-5600"))
-    planned = memory_of(stored_from_config("tiny", config, "portable", "int4"), question)
+    planned = memory_of(stored_from_config("tiny", architecture(config), "portable", "int4"), question)
     found = command._in_memory(bundle)
     assert found == planned.weights_held + planned.packing
     assert found > 4 * bundle.total_bytes

@@ -23,8 +23,8 @@ from reference_model.checkpoint import (
     open_checkpoint,
     parameter_shapes,
 )
-from reference_model.config import SCALES, MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import SCALES, MythosConfig
 
 State = dict[str, torch.Tensor]
 

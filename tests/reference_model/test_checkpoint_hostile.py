@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from reference_model.checkpoint import CheckpointError, SeededWeights, check_fit, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 SMALL = MythosConfig(
     vocab_size=11,

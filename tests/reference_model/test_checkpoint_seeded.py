@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reference_model.checkpoint import CheckpointError, SeededWeights, load_model
-from reference_model.config import SCALES, MythosConfig
 from reference_model.model import MythosModel, Output, generate_greedy
+from reference_model.open_mythos.config import SCALES, MythosConfig
 
 TOKENS, MAX_LOOPS = 64, 32
 PINNED = [0.5420166, -0.3879602, 1.1176548]  # first values of embed.weight at seed 0, dim 64

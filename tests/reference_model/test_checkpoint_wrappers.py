@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reference_model.checkpoint import CheckpointError, SeededWeights, check_fit, open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from reference_model.restricted_pickle import PickleRefused, read_pickle
 
 CONFIG = MythosConfig(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_model.config import ConfigError, MythosConfig, config_for_scale
+from reference_model.open_mythos.config import ConfigError, MythosConfig, config_for_scale
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference_model.cache import Cache
-from reference_model.config import SCALES, MythosConfig
 from reference_model.model import MythosModel, generate_greedy
+from reference_model.open_mythos.config import SCALES, MythosConfig
 
 RELATIVE = 1e-5  # of the largest logit
 

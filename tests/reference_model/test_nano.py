@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
-from reference_model.nano import CHECKPOINT, CONFIG, MODEL_CARD, TOKENIZER, task
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.nano import CHECKPOINT, CONFIG, MODEL_CARD, TOKENIZER, task
 from tools import train_nano
 
 SEEDS = st.integers(0, 2**32)
@@ -124,7 +124,7 @@ def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:
 
 
 def test_task_needs_no_torch() -> None:
-    code = "import sys, reference_model.nano.task; sys.exit('torch' in sys.modules)"
+    code = "import sys, reference_model.open_mythos.nano.task; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -18,7 +18,7 @@ import pytest
 from engines.cache import slots_for
 from mythos_export.bundle import Bundle, file_entry
 from reference_model.checkpoint import SeededWeights, load_model, parameter_shapes
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from tools import benchmark
 from tools.benchmarking import machine
 from tools.benchmarking.contestants import BundleContestant, Spec

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from stored_weights import RUNS_INT4
 
-from mythos_export.packing import unpacked
-from mythos_export.quantization import ROUTED_EXPERTS
+from mythos_export.weights.packing import unpacked
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 from tools import moe_formulations
 from tools.benchmarking.worker import BenchmarkError
 from tools.moe_formulations import FORMULATIONS, Formulation, Mixture, draw_inputs, measure, table

@@ -18,7 +18,7 @@ import onnxruntime
 
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 from tools.benchmarking.contestants import resumed
 from tools.benchmarking.context import make_context
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from reference_model.cache import Cache
 from reference_model.checkpoint import SeededWeights, WeightSource, load_model, open_checkpoint, parameter_shapes
-from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
+from reference_model.open_mythos.config import MythosConfig
 from tools.benchmarking.contestants import Contestant, Logits, Running, Spec
 from tools.benchmarking.context import STAGES, Context
 

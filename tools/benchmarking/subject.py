@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.model_choice import resolve_model
 from mythos_export.parity.source import checkpoint_of_bundle
-from reference_model import nano
-from reference_model.config import MythosConfig
+from reference_model.open_mythos import nano
+from reference_model.open_mythos.config import MythosConfig
 from tools.benchmarking.contestants import Spec
 from tools.benchmarking.pytorch import open_source
 from tools.benchmarking.worker import BenchmarkError

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import onnx
 
 from mythos_export.bundle import Bundle, CachePart
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 __all__ = ["Tensor", "Traffic", "bundle_traffic", "cache_floor", "pytorch_traffic", "traffic_of"]
 

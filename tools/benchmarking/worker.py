@@ -228,6 +228,6 @@ def _make(spec: Spec) -> Contestant:
 
 
 def _config(spec: Spec) -> Any:
-    from reference_model.config import MythosConfig
+    from reference_model.open_mythos.config import MythosConfig
 
     return MythosConfig.from_dict(dict(spec.config))

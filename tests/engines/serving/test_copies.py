@@ -21,7 +21,8 @@ from engines.serving.copies import row_copies
 from engines.serving.footprint import Footprint
 from engines.serving.ticket import Ticket
 from mythos_export.targets import quantization_of
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 Logits = list[NDArray[np.float32]]
 
@@ -46,7 +47,7 @@ def bundle(request: pytest.FixtureRequest, make_bundle: Callable[..., Any], mla_
     target, precision, width = request.param
     config = replace(mla_config, dim=width, expert_dim=width, coda_layers=1)
     if target == "onnxruntime":
-        assert quantization_of(target, precision, config).block == width
+        assert quantization_of(target, precision, architecture(config)).block == width
     weights = eventful_weights(config)
     path: Path = make_bundle(config, source=weights, precision=precision, target=target).path
     return path

@@ -18,7 +18,7 @@ from engines import Engine
 from engines.sampling import Sampling
 from engines.serving import Request, Scheduler, ServingLimits
 from engines.serving.ticket import Ticket
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Serve = Callable[..., list[Any]]
 Alone = Callable[[Engine, Request], list[int]]

@@ -19,8 +19,8 @@ from mythos_export.building.build import BuildError, BuildFailed, build_engines,
 from mythos_export.building.profiles import make_profile
 from mythos_export.bundle import Bundle, Manifest, file_entry
 from mythos_export.progress import Reporter
-from reference_model import nano
-from reference_model.config import MythosConfig
+from reference_model.open_mythos import nano
+from reference_model.open_mythos.config import MythosConfig
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 pytestmark = pytest.mark.dear  # seconds for each engine, minutes for all of them

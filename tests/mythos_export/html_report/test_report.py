@@ -23,7 +23,7 @@ from mythos_export.html_report.verdict import verdict_of
 from mythos_export.html_report.write import REPORT, remake_report
 from mythos_export.records.measurements import Evaluation, Latency
 from mythos_export.records.parity import ParityReport
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 Copy = Callable[[Path], Path]
 MINUS = "\N{MINUS SIGN}"

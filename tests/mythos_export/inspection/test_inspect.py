@@ -24,9 +24,9 @@ from engines.receipts import Receipt, source_hash
 from mythos_export.bundle import Bundle, BundleError, file_entry
 from mythos_export.inspection.inspect import Inspection, inspect
 from mythos_export.inspection.tree import tree
-from mythos_export.weights import DATA_FILE
-from reference_model.config import MythosConfig
-from reference_model.parameters import parameter_shapes
+from mythos_export.weights.write import DATA_FILE
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.parameters import parameter_shapes
 
 MakeBundle = Callable[..., Bundle]
 ROOT = Path(__file__).resolve().parents[3]

@@ -18,7 +18,7 @@ import engines
 from mythos_export.pipeline import ExportRequest, export
 from mythos_export.progress import Reporter
 from reference_model.checkpoint import open_checkpoint
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 # Each example traces a model anew, which takes seconds; a failing one is reported as it is, not shrunk.
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}

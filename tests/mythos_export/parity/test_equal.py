@@ -17,8 +17,8 @@ from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
 from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights, load_model
-from reference_model.config import MythosConfig
 from reference_model.model import generate_greedy
+from reference_model.open_mythos.config import MythosConfig
 
 MakeBundle = Callable[..., Bundle]
 LOOPS = (1, 2, 4, 8, 16)  # the depth-LoRA table of the test model ends at 6

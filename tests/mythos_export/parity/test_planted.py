@@ -16,7 +16,7 @@ from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
 from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 LOOPS = (1, 2, 4, 8)  # 8 is past the end of the depth-LoRA table
 

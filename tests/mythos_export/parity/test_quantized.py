@@ -24,7 +24,7 @@ from mythos_export.progress import Reporter
 from mythos_export.quantization import MissingRange
 from mythos_export.records.parity import ParityReport
 from reference_model.checkpoint import SeededWeights
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
 
 QuantizedBundle = Callable[..., Path]
 

@@ -12,8 +12,10 @@ from stored_weights import session
 from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerLatentAttention
 from reference_model.attention import LatentAttention, visible_keys
-from reference_model.config import MythosConfig
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
+KV_UP = "coda.0.attn.kv_up.weight"
 FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
 
 
@@ -24,7 +26,7 @@ def graph(config: MythosConfig, attention: LatentAttention) -> ir.Model:
     inputs += [value(name, FLOAT, ["b", "s", size]) for name, size in (("latent", rank), ("rope", rope))]
     inputs += [value(name, FLOAT, ["b", "p", size]) for name, size in (("past_latent", rank), ("past_rope", rope))]
     inputs += [value("visible", BOOL, ["b", 1, "s", "t"])]
-    kv_up = value("kv_up.weight", FLOAT, list(attention.kv_up.weight.shape))
+    kv_up = value(KV_UP, FLOAT, list(attention.kv_up.weight.shape))
     build = Builder("attend")
     out = build.domain_op("LatentAttention", [*inputs, kv_up], scale=attention.scale)
     out.name, out.type, out.shape = "out", ir.TensorType(FLOAT), ir.Shape(["b", "s", heads * config.v_head_dim])
@@ -35,12 +37,13 @@ def graph(config: MythosConfig, attention: LatentAttention) -> ir.Model:
 def lowered(config: MythosConfig, attention: LatentAttention, *, past_first: bool) -> ir.Model:
     model = graph(config, attention)
     nope, rope, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    LowerLatentAttention(heads=config.n_heads, nope_dim=nope, rope_dim=rope, v_dim=v, past_first=past_first)(model)
+    described = architecture(config)
+    LowerLatentAttention(described, heads=config.n_heads, rope_dim=rope, v_dim=v, past_first=past_first)(model)
     per_head = attention.kv_up.weight.detach().unflatten(0, (config.n_heads, -1))
     absorbed = {"key": per_head[:, :nope], "value": per_head[:, nope:].transpose(1, 2)}
     for name, weight in absorbed.items():
         tensor = ir.tensor(weight.contiguous().numpy())
-        model.graph.initializers[f"kv_up.weight.{name}"].const_value = tensor
+        model.graph.initializers[f"{KV_UP}.{name}"].const_value = tensor
     return model
 
 

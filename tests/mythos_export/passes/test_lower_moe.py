@@ -13,17 +13,17 @@ from stored_weights import bound, eventful_weights, session, state_of
 
 from mythos_export.passes import LowerMoEGrouped
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import ROUTED_EXPERTS
-from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
 PREFIX = "recurrent.block.ffn."
 
 
 def lowered(config: MythosConfig) -> ir.Model:
     model = graph_of_mixture(config)
-    sizes = {"top_k": config.n_experts_per_tok, "dim": config.dim, "expert_dim": config.expert_dim}
-    LowerMoEGrouped(experts=config.n_experts, **sizes)(model)
+    LowerMoEGrouped(architecture(config))(model)
     return model
 
 
@@ -69,4 +69,4 @@ def test_a_token_that_weighs_nothing_reaches_no_expert(mla_config: MythosConfig)
 
 def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None:
     with pytest.raises(PassDidNothing, match="holds no SparseMoE"):
-        LowerMoEGrouped(experts=6, top_k=2, dim=64, expert_dim=32)(lowered(mla_config))
+        LowerMoEGrouped(architecture(mla_config))(lowered(mla_config))

@@ -14,16 +14,17 @@ from stored_weights import bound, eventful_weights, session, state_of
 
 from mythos_export.passes import LowerMoEDense
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import ROUTED_EXPERTS
-from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
 PREFIX = "recurrent.block.ffn."
 
 
 def lowered(config: MythosConfig) -> ir.Model:
     model = graph_of_mixture(config)
-    LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)(model)
+    LowerMoEDense(architecture(config))(model)
     return model
 
 
@@ -72,4 +73,4 @@ def test_no_size_depends_on_the_routing(mla_config: MythosConfig) -> None:
 
 def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None:
     with pytest.raises(PassDidNothing, match="holds no SparseMoE"):
-        LowerMoEDense(experts=6, dim=64, expert_dim=32)(lowered(mla_config))
+        LowerMoEDense(architecture(mla_config))(lowered(mla_config))

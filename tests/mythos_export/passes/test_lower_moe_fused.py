@@ -14,10 +14,12 @@ from calibration.simulate import round_blocks
 from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerMoEFused, LowerMoEGrouped, QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import EMBEDDING, ROUTED_EXPERTS, Choices, blockwise
+from mythos_export.quantization import Choices, blockwise
 from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
 from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
 pytestmark = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older than the target's minimum")
 
@@ -46,16 +48,7 @@ def graph_of_mixture(config: MythosConfig) -> ir.Model:
 
 
 def fused(config: MythosConfig, precision: str = "int4") -> LowerMoEFused:
-    return LowerMoEFused(blockwise(config, precision), **sizes_of(config))
-
-
-def sizes_of(config: MythosConfig) -> dict[str, int]:
-    return {
-        "experts": config.n_experts,
-        "top_k": config.n_experts_per_tok,
-        "dim": config.dim,
-        "expert_dim": config.expert_dim,
-    }
+    return LowerMoEFused(blockwise(architecture(config), precision), architecture(config))
 
 
 def lowered(config: MythosConfig, *, kernel: str, precision: str = "int4") -> ir.Model:
@@ -63,14 +56,16 @@ def lowered(config: MythosConfig, *, kernel: str, precision: str = "int4") -> ir
     if kernel == "QMoE":
         fused(config, precision)(model)
     else:
-        LowerMoEGrouped(**sizes_of(config))(model)
-        QuantizeNBits(blockwise(config, precision), Choices(keep=frozenset({EMBEDDING})))(model)
+        LowerMoEGrouped(architecture(config))(model)
+        QuantizeNBits(
+            blockwise(architecture(config), precision), Choices(keep=frozenset({"embed"})), architecture(config)
+        )(model)
     return model
 
 
 def rounding_mixture(config: MythosConfig, arrays: dict[str, np.ndarray]) -> MixtureOfExperts:
     """The reference's, with the weights that the graph holds and inputs rounded as its kernels do."""
-    moe, block = MixtureOfExperts(config), blockwise(config, "int4").block
+    moe, block = MixtureOfExperts(config), blockwise(architecture(config), "int4").block
     for expert in moe.routed_experts:
         for linear in expert.children():
             linear.register_forward_pre_hook(lambda _, inputs: (round_blocks(inputs[0], block),))

@@ -19,9 +19,25 @@ from mythos_export.graph_parts import HEAD_NAME, LOOP_NAME, Builder, parameter, 
 from mythos_export.linears import find_linears
 from mythos_export.passes import Quantize, Tidy
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import EMBEDDING, QUANTIZED, Choices, MissingRange
-from mythos_export.quantized_weights import Quantizer, stored_as
+from mythos_export.quantization import QUANTIZED, Choices, MissingRange
 from mythos_export.targets import TARGETS
+from mythos_export.weights.names import read_name
+from mythos_export.weights.store import Quantizer
+from reference_model.architecture import (
+    LOOP,
+    WHOLE,
+    Architecture,
+    Control,
+    Expert,
+    Head,
+    Layer,
+    Loop,
+    Parameter,
+    Stage,
+    State,
+    View,
+    Work,
+)
 
 Float = NDArray[np.float32]
 
@@ -45,6 +61,46 @@ WEIGHTS = {
     "recurrent.block.ffn.router.weight.T": (DIM, 2),  # never quantised
 }
 ROUTER = "recurrent.block.ffn.router.weight.T"
+
+
+def linear(module: str, stage: str, shape: tuple[int, int], layer: Layer, expert: Expert | None = None) -> Parameter:
+    return Parameter(f"{module}.weight", shape, "linear", stage, "layers", (layer,), expert=expert)
+
+
+def described() -> Architecture:
+    """What the graph below is made of: no model, but one layer of each kind."""
+    table = (Layer("head", DIM), Layer("embed", DIM, WHOLE, lookup=True))
+    attention, group = "recurrent.block.attn", EXPERT.removesuffix(".*")
+    control = Control("recurrent.block.ffn.router*", "router")
+    experts = [
+        linear(f"{group}.{index}.{name}", LOOP, (WIDE, DIM), Layer(f"{EXPERT}.{name}", DIM), Expert(group, index, name))  # type: ignore[arg-type]
+        for index in (0, 1)
+        for name in ("gate", "down")
+    ]
+    return Architecture(
+        family="one of each",
+        vocab_size=VOCAB,
+        dim=DIM,
+        max_positions=1,
+        before=(),
+        loop=Loop(Stage(LOOP, "any", 1), (State("state", "encoded", DIM),), "last", LOOPS, LOOPS, may_exceed=True),
+        after=(Stage("coda", "any", 1),),
+        head=Head(tied=True, norm=False),
+        cache=(),
+        parameters=(
+            Parameter("embed.weight", (VOCAB, DIM), "table", "embedding", "table", table),
+            linear(UP, "coda", (WIDE, DIM), Layer(UP, DIM)),
+            linear(WQ, LOOP, (WIDE, DIM), Layer(WQ, DIM)),
+            linear(f"{attention}.kv_up", LOOP, (DIM, RANK), Layer(KEY, DIM // HEADS, View(".key", groups=HEADS))),
+            linear(WO, LOOP, (DIM, DIM), Layer(WO, DIM)),
+            *experts,
+            Parameter(ROUTER.removesuffix(".T"), (2, DIM), "control", LOOP, "router", (Layer("router", DIM),), control),
+        ),
+        work=Work(HEADS, DIM // HEADS, DIM, WIDE),
+    )
+
+
+MODEL = described()
 
 
 def floats() -> dict[str, Float]:
@@ -129,7 +185,7 @@ def limits(kind: str) -> dict[str, list[float]]:
 
 def quantized(precision: str, limits: dict[str, list[float]], *keep: str) -> ir.Model:
     model = float_graph()
-    Quantize(QUANTIZED[precision], Choices(limits, frozenset(keep)))(model)
+    Quantize(QUANTIZED[precision], Choices(limits, frozenset(keep)), MODEL)(model)
     Tidy()(model)
     return model
 
@@ -145,10 +201,10 @@ class Runtime:
 
     def __post_init__(self) -> None:
         plain = floats()
-        quantizer = Quantizer(lambda name: plain["embed.weight"].T if name == "embed.weight.T" else plain[name])
+        quantizer = Quantizer(lambda name: plain["embed.weight"].T if name == "embed.weight.T" else plain[name], MODEL)
         for name, value in self.model.graph.initializers.items():
             if value.const_value is None:
-                kind = stored_as(name)
+                kind = read_name(name)
                 value.const_value = ir.Tensor(plain[name], name=name) if kind is None else quantizer.tensor(kind, name)
                 self.stored[name] = value.const_value.numpy()
         content = ir.to_proto(self.model).SerializeToString()
@@ -336,7 +392,7 @@ class TestTheEmbedding:
 
     @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
     def test_may_be_kept_while_the_head_is_quantised(self, precision: str) -> None:
-        runtime = Runtime(quantized(precision, limits("shared"), EMBEDDING), precision)
+        runtime = Runtime(quantized(precision, limits("shared"), "embed"), precision)
         assert "embed.weight.rows" not in runtime.stored
         np.testing.assert_array_equal(runtime()["embedded"], floats()["embed.weight"][[3, 0, 10, 3]])
         head = rounded(-inputs(), limits("shared")["head.input"], 0, precision) @ runtime.weight("embed.weight.T")
@@ -371,7 +427,7 @@ class TestTheGraph:
         for node in quantised:
             weight = node.inputs[1].producer()
             assert weight.op_type == "DequantizeLinear" and weight.graph is node.graph
-            assert stored_as(str(weight.inputs[0].name)) is not None
+            assert read_name(str(weight.inputs[0].name)) is not None
             chain = [weight]
             if precision != "int4":
                 dequantize = node.inputs[0].producer()
@@ -446,11 +502,11 @@ class TestChoices:
     @pytest.mark.parametrize("layer", LAYERS)
     def test_a_layer_to_keep_computes_in_float_and_no_other(self, precision: str, layer: str) -> None:
         model = quantized(precision, limits("per-depth"), layer)
-        assert {linear.layer for linear in find_linears(model)} == {layer}
+        assert {linear.layer for linear in find_linears(model, MODEL)} == {layer}
         everything = quantized(precision, limits("per-depth"))
-        quantised = {name for name in everything.graph.initializers if stored_as(name) and not name.endswith("scale")}
-        left = {name for name in model.graph.initializers if stored_as(name) and not name.endswith("scale")}
-        gone = {stored_as(name).weight for name in quantised - left}
+        quantised = {name for name in everything.graph.initializers if read_name(name) and not name.endswith("scale")}
+        left = {name for name in model.graph.initializers if read_name(name) and not name.endswith("scale")}
+        gone = {read_name(name).weight for name in quantised - left}
         stem = layer.removesuffix(".key")
         own = {name for name in WEIGHTS if re.sub(r"experts\.\d\.", "experts.*.", name).startswith(f"{stem}.weight")}
         tied = set() if precision == "int8" else {"embed.weight.T"}
@@ -469,7 +525,7 @@ class TestChoices:
         assert str(missing.value) == f"the recipe has no range for {lost}; it was made for another model"
 
     @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
-    @pytest.mark.parametrize("more", [(), (EMBEDDING,)])
+    @pytest.mark.parametrize("more", [(), ("embed",)])
     def test_nothing_to_quantise_is_an_error(self, precision: str, more: tuple[str, ...]) -> None:
         with pytest.raises(PassDidNothing, match="--keep names every layer; there is nothing left to quantise"):
             quantized(precision, limits("shared"), *LAYERS, *more)

@@ -17,9 +17,10 @@ from calibration.simulate import round_blocks
 from mythos_export.graph_parts import HEAD_NAME, Builder, parameter
 from mythos_export.passes import QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
-from mythos_export.quantization import EMBEDDING, Choices, Quantization, blockwise
-from mythos_export.quantized_weights import HEAD
-from reference_model.config import MythosConfig
+from mythos_export.quantization import Choices, Quantization, blockwise
+from mythos_export.weights.restore import TIED_HEAD
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 EXACT = 2e-6  # share of the range; the sums' order apart, the numbers are the same: measured 3e-7
 
@@ -32,7 +33,7 @@ LAYERS = {
 }
 
 
-INT4 = blockwise(TINY, "int4")  # in blocks of 32
+INT4 = blockwise(architecture(TINY), "int4")  # in blocks of 32
 # Every kernel: bits of a weight, and the block, which follows from the experts' sizes.
 KERNELS = [
     pytest.param(name, block, marks=pytest.mark.skipif(name == "int8" and not RUNS_INT4, reason="old onnxruntime"))
@@ -74,8 +75,8 @@ def _input(name: str, shape: list[int | str]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
 
 
-def quantized(model: ir.Model, *keep: str, quantization: Quantization = INT4) -> ir.Model:
-    QuantizeNBits(quantization, Choices(keep=frozenset(keep)))(model)
+def quantized(model: ir.Model, *keep: str, quantization: Quantization = INT4, config: MythosConfig = TINY) -> ir.Model:
+    QuantizeNBits(quantization, Choices(keep=frozenset(keep)), architecture(config))(model)
     return model
 
 
@@ -97,10 +98,10 @@ def test_it_computes_the_references_layers(
     mla_config: MythosConfig, shape: tuple[int, int], precision: str, block: int
 ) -> None:
     config = taking(mla_config, block)
-    quantization = blockwise(config, precision)
+    quantization = blockwise(architecture(config), precision)
     assert (quantization.block, quantization.dynamic_block) == (block, block)
     layers = LAYERS | {"coda.0.attn.q_down": config.dim, "coda.0.ffn.down": 4 * config.dim // 3}
-    model = quantized(graph_of(config, layers), quantization=quantization)
+    model = quantized(graph_of(config, layers), quantization=quantization, config=config)
     arrays = bound([model], eventful_weights(config), config)
     state, runtime = state_of(arrays, config), session(model)
     feeds = {f"x.{layer}": awkward((*shape, size), size) for layer, size in layers.items()}
@@ -108,7 +109,7 @@ def test_it_computes_the_references_layers(
     outputs = [f"y.{layer}" for layer in (*layers, "head")]
     for layer, got in zip((*layers, "head"), runtime.run(outputs, feeds | {"ids": np.zeros(shape, np.int64)})):
         rounded = round_blocks(torch.from_numpy(feeds[f"x.{layer}"]), block)
-        wanted = F.linear(rounded, state[HEAD if layer == "head" else f"{layer}.weight"]).numpy()
+        wanted = F.linear(rounded, state[TIED_HEAD if layer == "head" else f"{layer}.weight"]).numpy()
         assert got.shape == wanted.shape
         if wanted.size:
             rows = np.ptp(wanted, axis=-1).clip(min=1e-30)
@@ -129,7 +130,7 @@ def test_a_token_is_computed_alike_alone_and_in_a_prompt(mla_config: MythosConfi
 
 @pytest.mark.parametrize(("precision", "kind", "width"), [("int4", "int4b32", 16), ("int8", "int8b32", 32)])
 def test_a_layer_is_one_node_on_packed_weights(mla_config: MythosConfig, precision: str, kind: str, width: int) -> None:
-    model = quantized(graph_of(mla_config, LAYERS), quantization=blockwise(mla_config, precision))
+    model = quantized(graph_of(mla_config, LAYERS), quantization=blockwise(architecture(mla_config), precision))
     nodes = [node for node in model.graph if node.domain == "com.microsoft"]
     assert Counter(node.op_type for node in nodes) == {"MatMulNBits": len(LAYERS) + 1}
     assert not [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "DequantizeLinear")]
@@ -154,7 +155,7 @@ def test_the_embedding_is_read_from_int8_rows(mla_config: MythosConfig) -> None:
 
 
 def test_layers_to_keep_stay_float(mla_config: MythosConfig) -> None:
-    model = quantized(graph_of(mla_config, LAYERS), "coda.0.ffn.down", "head", EMBEDDING)
+    model = quantized(graph_of(mla_config, LAYERS), "coda.0.ffn.down", "head", "embed")
     names = {node.op_type for node in model.graph}
     assert {"MatMul", "Gemm", "MatMulNBits"} <= names
     kept = {node.inputs[1].name for node in model.graph if node.op_type in ("MatMul", "Gemm")}
@@ -164,7 +165,7 @@ def test_layers_to_keep_stay_float(mla_config: MythosConfig) -> None:
 
 def test_nothing_to_do_is_an_error(mla_config: MythosConfig) -> None:
     with pytest.raises(PassDidNothing, match="--keep names every layer"):
-        quantized(graph_of(mla_config, {"coda.0.ffn.down": 85}), "coda.0.ffn.down", "head", EMBEDDING)
+        quantized(graph_of(mla_config, {"coda.0.ffn.down": 85}), "coda.0.ffn.down", "head", "embed")
 
 
 def test_a_batch_of_matrices_has_to_be_kept(mla_config: MythosConfig) -> None:

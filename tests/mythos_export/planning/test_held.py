@@ -20,10 +20,11 @@ from mythos_export.planning.devices import find_device
 from mythos_export.planning.held import held_tensors
 from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, memory_of
-from mythos_export.planning.tensors import BITS
-from mythos_export.planning.weights import stored_tensors
-from mythos_export.targets import TARGETS
-from reference_model.config import MythosConfig
+from mythos_export.targets import TARGETS, storage_of
+from mythos_export.weights.layout import stored_tensors
+from mythos_export.weights.tensors import BITS, StoredTensor
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
 
 MakeBundle = Callable[..., Bundle]
 TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 16: "bfloat16", 17: "float8e4m3fn", 22: "int4"}
@@ -40,6 +41,10 @@ engine = engines.load(sys.argv[1], threads=1)
 list(engine.generate([1], loops=2, max_new_tokens=2))
 print(own() - before)
 """
+
+
+def stored(config: MythosConfig, target: str, precision: str) -> list[StoredTensor]:
+    return stored_tensors(architecture(config), storage_of(target, precision, architecture(config)))
 
 
 def weights_in(graph: onnx.GraphProto) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -73,7 +78,9 @@ def test_it_is_what_the_optimised_graph_holds(
     OnnxRuntimeEngine(bundle, threads=1).save_optimized(bundle.manifest.graphs[0], tmp_path / "optimised.onnx")
     graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
     depth = None if loops == "dynamic" else int(loops)
-    found = held_tensors(stored_tensors(config, target, precision), target, "cpu", depth)
+    found = held_tensors(
+        stored_tensors(architecture(config), storage_of(target, precision, architecture(config))), target, "cpu", depth
+    )
     planned = Counter((each.shape, each.dtype) for each in found.tensors if len(each.shape) > 1)
     planned = Counter({weight: number for weight, number in planned.items() if math.prod(weight[0]) > 100})
     there = Counter(weights_in(graph))
@@ -81,7 +88,7 @@ def test_it_is_what_the_optimised_graph_holds(
 
 
 def test_an_engine_of_tensorrt_holds_what_is_stored(mla_config: MythosConfig) -> None:
-    tensors = stored_tensors(mla_config, "tensorrt", "bf16")
+    tensors = stored(mla_config, "tensorrt", "bf16")
     assert held_tensors(tensors, "tensorrt", "gpu", None) == (tensors, 0, False)
 
 
@@ -97,6 +104,6 @@ def test_a_process_takes_what_is_planned(
         [sys.executable, "-c", GAINED, bundle.path], capture_output=True, text=True, check=True, env=os.environ
     )
     question = Question(context=8, loops=2, batch=1, chunk=8, device=find_device("cpu-ddr5-5600"))
-    memory = memory_of(stored_from_config("large", large, target, precision), question)
+    memory = memory_of(stored_from_config("large", architecture(large), target, precision), question)
     planned = memory.weights_held + memory.packing
     assert memory.weights_held <= int(ran.stdout) <= 1.05 * planned + RUNTIME_ITSELF

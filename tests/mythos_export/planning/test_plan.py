@@ -24,7 +24,8 @@ from mythos_export.planning.models import stored_from_config
 from mythos_export.planning.plan import Question, plan
 from mythos_export.planning.remedies import remedies
 from mythos_export.records.files import InputFileError
-from reference_model.config import SCALES, MythosConfig
+from reference_model.open_mythos.config import SCALES, MythosConfig
+from reference_model.open_mythos.description import architecture
 
 BOX = Device(
     label="a box",
@@ -39,7 +40,7 @@ BOX = Device(
 class TestFits:
     @pytest.mark.parametrize("memory", [700_000, 1_000_000, 2_000_000])
     def test_the_largest_is_the_largest(self, mla_config: MythosConfig, memory: int) -> None:
-        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        stored = stored_from_config("tiny", architecture(mla_config), "portable", "fp32")
         device = BOX.model_copy(update={"memory_bytes": memory})
         question = Question(context=10, loops=4, batch=2, chunk=8, device=device)
         found = plan(stored, question)
@@ -55,7 +56,7 @@ class TestFits:
                 assert not plan(stored, replace(question, **{field: largest + 1})).fits
 
     def test_a_byte_decides(self, mla_config: MythosConfig) -> None:
-        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        stored = stored_from_config("tiny", architecture(mla_config), "portable", "fp32")
         needed = plan(stored, Question(10, 4, 1, 8, BOX)).memory.total
         just, short = (BOX.model_copy(update={"memory_bytes": size}) for size in (needed, needed - 1))
         assert plan(stored, Question(10, 4, 1, 8, just)).fits is True
@@ -63,7 +64,9 @@ class TestFits:
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_memory_adds_up_and_keeps_the_allowance(self, mla_config: MythosConfig, precision: str) -> None:
-        memory = plan(stored_from_config("tiny", mla_config, "portable", precision), Question(10, 4, 1, 8, BOX)).memory
+        memory = plan(
+            stored_from_config("tiny", architecture(mla_config), "portable", precision), Question(10, 4, 1, 8, BOX)
+        ).memory
         assert memory.reserved == 100_000
         held = memory.weights_held + memory.packing
         assert (held == memory.weights) is (precision == "fp32")
@@ -71,7 +74,9 @@ class TestFits:
 
     @pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
     def test_what_is_held_decides_and_not_what_is_stored(self, mla_config: MythosConfig, precision: str) -> None:
-        small, plain = (stored_from_config("tiny", mla_config, "portable", each) for each in (precision, "fp32"))
+        small, plain = (
+            stored_from_config("tiny", architecture(mla_config), "portable", each) for each in (precision, "fp32")
+        )
         device = BOX.model_copy(update={"memory_bytes": plan(plain, Question(10, 4, 1, 8, BOX)).memory.total})
         found = plan(small, Question(10, 4, 1, 8, device))
         assert found.memory.weights < found.memory.weights_held
@@ -83,14 +88,14 @@ class TestFits:
         assert [each for each in offered if each.startswith("--precision")] == ["--precision fp32", "--precision int8"]
 
     def test_without_a_device_there_are_sizes_only(self, mla_config: MythosConfig) -> None:
-        found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8))
+        found = plan(stored_from_config("tiny", architecture(mla_config), "portable", "fp32"), Question(10, 4, 1, 8))
         assert (found.fits, found.kernels, found.largest_context, found.largest_loops) == (None,) * 4
         assert found.decode.seconds is None and found.decode.weight_bytes > 0
 
 
 class TestBounds:
     def test_the_slower_of_memory_and_arithmetic(self, mla_config: MythosConfig) -> None:
-        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        stored = stored_from_config("tiny", architecture(mla_config), "portable", "fp32")
         decode = plan(stored, Question(10, 4, 1, 8, BOX)).decode
         moved = decode.weight_bytes + decode.cache_read_bytes + decode.cache_written_bytes
         assert decode.memory_seconds == pytest.approx(moved / 1e9)
@@ -101,20 +106,24 @@ class TestBounds:
         assert prompt.limited_by == "compute"
 
     def test_each_arithmetic_at_its_own_rate(self, mla_config: MythosConfig) -> None:
-        found = plan(stored_from_config("tiny", mla_config, "portable", "int8"), Question(10, 4, 1, 8, BOX)).decode
+        found = plan(
+            stored_from_config("tiny", architecture(mla_config), "portable", "int8"), Question(10, 4, 1, 8, BOX)
+        ).decode
         operations = found.operations
         assert found.compute_seconds == pytest.approx(operations["fp32"] / 1e9 + operations["int8"] / 4e9)
 
     @pytest.mark.parametrize("unknown", ["bandwidth", "rates"])
     def test_what_is_not_known_is_not_made_up(self, mla_config: MythosConfig, unknown: str) -> None:
         blind = BOX.model_copy(update={unknown: None if unknown == "bandwidth" else Rates(int8=1e9)})
-        found = plan(stored_from_config("tiny", mla_config, "portable", "fp32"), Question(10, 4, 1, 8, blind)).decode
+        found = plan(
+            stored_from_config("tiny", architecture(mla_config), "portable", "fp32"), Question(10, 4, 1, 8, blind)
+        ).decode
         known, other = (found.memory_seconds, found.compute_seconds)[:: -1 if unknown == "bandwidth" else 1]
         assert other is None and found.limited_by is None
         assert found.seconds == known
 
     def test_the_cache_decides_whether_the_loop_is_read_again(self, mla_config: MythosConfig) -> None:
-        stored = stored_from_config("tiny", mla_config, "portable", "fp32")
+        stored = stored_from_config("tiny", architecture(mla_config), "portable", "fp32")
         found = [
             plan(stored, Question(10, 16, 1, 8, BOX.model_copy(update={"last_level_cache_bytes": size})))
             for size in (None, 1000, 1 << 20)
@@ -235,7 +244,7 @@ class TestOwnDevice:
 
 
 def test_a_dense_target_says_so() -> None:
-    stored = stored_from_config("1b", SCALES["1b"], "tensorrt", "fp16")
+    stored = stored_from_config("1b", architecture(SCALES["1b"]), "tensorrt", "fp16")
     assert plan(stored, Question(64, 4, 1, 64)).every_expert
 
 

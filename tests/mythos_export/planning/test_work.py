@@ -9,15 +9,16 @@ import pytest
 from mythos_export.planning.devices import find_device
 from mythos_export.planning.models import model_of, stored_from_config
 from mythos_export.planning.plan import Question, plan
-from mythos_export.planning.tensors import total_bytes
 from mythos_export.planning.work import Call, Model, weight_reads, work_of
-from reference_model.config import SCALES, MythosConfig
+from mythos_export.weights.tensors import total_bytes
+from reference_model.open_mythos.config import SCALES, MythosConfig
+from reference_model.open_mythos.description import architecture
 
 STEP = Call(batch=1, seq=1, past=0, loops=1)
 
 
 def model(config: MythosConfig, target: str = "portable", precision: str = "fp32", cache: int = 0) -> Model:
-    return replace(model_of(stored_from_config("any", config, target, precision)), last_level_cache=cache)
+    return replace(model_of(stored_from_config("any", architecture(config), target, precision)), last_level_cache=cache)
 
 
 def reads(found: Model, **sizes: int) -> float:
@@ -45,7 +46,7 @@ class TestWeights:
         assert reads(dense, loops=2) - reads(dense, loops=1) == sparse + (6 - 2) * experts
 
     def test_every_expert_where_its_weights_are_converted_at_every_loop(self, mla_config: MythosConfig) -> None:
-        stored, experts = stored_from_config("any", mla_config, "portable", "fp16"), 3 * 64 * 32 * 2
+        stored, experts = stored_from_config("any", architecture(mla_config), "portable", "fp16"), 3 * 64 * 32 * 2
         sparse, converted = model_of(stored), model_of(stored, find_device("raspberry-pi-5-8gb"))
         converted = replace(converted, last_level_cache=0)
         loops = [reads(each, loops=2) - reads(each, loops=1) for each in (sparse, converted)]
@@ -91,11 +92,11 @@ class TestProducts:
         matrices = [
             tensor
             for tensor in found.tensors
-            if len(tensor.shape) > 1 and tensor.place.group not in small and "lora.scale" not in tensor.name
+            if len(tensor.shape) > 1 and tensor.place.part not in small and "lora.scale" not in tensor.name
         ]
         once = sum(tensor.nbytes // 4 for tensor in matrices if tensor.place.stage != "loop")
         looped = [tensor for tensor in matrices if tensor.place.stage == "loop"]
-        every = sum(tensor.nbytes // 4 * (2 / 6 if tensor.place.group == "routed experts" else 1) for tensor in looped)
+        every = sum(tensor.nbytes // 4 * (2 / 6 if tensor.place.part == "routed experts" else 1) for tensor in looped)
         attention = 10 * (3 + 3) * 4 * (2 * 16 + 8)
         assert work_of(found, call).products == {"fp32": pytest.approx(once + 3 * every + attention)}
 
@@ -121,7 +122,7 @@ class TestProducts:
         assert work_of(model(mla_config, target, precision), STEP).products.keys() == kinds
 
     def test_without_kernels_it_is_float(self, mla_config: MythosConfig) -> None:
-        stored = stored_from_config("any", mla_config, "portable", "int8")
+        stored = stored_from_config("any", architecture(mla_config), "portable", "int8")
         cpu, gpu = find_device("cpu-ddr5-5600"), find_device("h200-sxm")
         fast, slow = (work_of(replace(model_of(stored, each), last_level_cache=0), STEP) for each in (cpu, gpu))
         assert slow.products == {"fp32": pytest.approx(sum(fast.products.values()))}
@@ -135,7 +136,10 @@ class TestPrompt:
         calls = [
             work_of(found, Call(batch, min(chunk, context - past), past, loops)) for past in range(0, context, chunk)
         ]
-        bound = plan(stored_from_config("any", mla_config, "portable", "fp32"), Question(context, loops, batch, chunk))
+        bound = plan(
+            stored_from_config("any", architecture(mla_config), "portable", "fp32"),
+            Question(context, loops, batch, chunk),
+        )
         assert bound.prefill.calls == len(calls)
         assert bound.prefill.tokens == batch * context
         assert bound.prefill.weight_bytes == pytest.approx(sum(call.weights for call in calls), abs=1)

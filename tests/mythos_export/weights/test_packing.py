@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mythos_export.packing import packed, unpacked
+from mythos_export.weights.packing import packed, unpacked
 
 
 def levels_of(bits: int) -> st.SearchStrategy[tuple[int, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The tensors that a bundle stores: what each takes, and which part of the model it belongs to.
+"""Tensors in a data file: what each takes, and where it begins.
 
 The one way to count bytes: a plan counts tensors that would be written, an inspection those that were.
 """
@@ -6,7 +6,6 @@ The one way to count bytes: a plan counts tensors that would be written, an insp
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,12 +13,13 @@ __all__ = [
     "ALIGNED_ABOVE",
     "ALIGNMENT",
     "BITS",
-    "STAGES",
+    "FLOATS",
+    "OTHER",
     "Place",
     "StoredTensor",
     "file_bytes",
+    "float_type",
     "is_large",
-    "place_of",
     "total_bytes",
 ]
 
@@ -44,24 +44,23 @@ BITS = {
     "float64": 64,
 }
 
-STAGES = ("embedding", "prelude", "loop", "coda", "head")
+_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+FLOATS = frozenset({"float32", *_HALF.values()})
 
-_RECURRENT = {
-    "recurrent.block.ffn.routed_experts": "routed experts",
-    "recurrent.block.ffn.shared_experts": "shared experts",
-    "recurrent.block.ffn.router": "router",
-    "recurrent.injection": "injection",
-    "recurrent.act": "halting",
-    "recurrent.lora": "depth LoRA",
-}
-_NORM = re.compile(r"(^|[._])norm\.weight$")
+
+def float_type(precision: str) -> str:
+    """Type of what a precision keeps in float and is large: weights, and the rows of the cache."""
+    return _HALF.get(precision, "float32")
 
 
 class Place(NamedTuple):
-    """Where a tensor belongs."""
+    """Which part of the model a tensor belongs to."""
 
-    stage: str  # one of STAGES
-    group: str
+    stage: str  # of the architecture
+    part: str
+
+
+OTHER = Place("other", "other")  # what no description names
 
 
 class StoredTensor(NamedTuple):
@@ -70,16 +69,12 @@ class StoredTensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str  # one of BITS
+    place: Place = OTHER
 
     @property
     def nbytes(self) -> int:
         """Bytes it takes."""
         return -(-math.prod(self.shape) * BITS[self.dtype] // 8)
-
-    @property
-    def place(self) -> Place:
-        """Where it belongs."""
-        return place_of(self.name)
 
 
 def total_bytes(tensors: Iterable[StoredTensor]) -> int:
@@ -99,26 +94,3 @@ def file_bytes(tensors: Iterable[StoredTensor]) -> int:
 def is_large(tensor: StoredTensor) -> bool:
     """Does it begin at a page?"""
     return tensor.nbytes > ALIGNED_ABOVE
-
-
-def place_of(name: str) -> Place:
-    """Where a parameter belongs, by its name in a graph or in a checkpoint."""
-    stage, _, _ = name.partition(".")
-    if name.startswith("embed.weight.T"):  # the head's own copy, where it cannot read the table
-        return Place("head", "output")
-    if stage == "embed":
-        return Place("embedding", "table")
-    if stage == "norm":
-        return Place("head", "norms")
-    if _NORM.search(name):
-        return Place("loop" if stage == "recurrent" else stage, "norms")
-    if stage == "recurrent":
-        return Place("loop", _recurrent_group(name))
-    return Place(stage, "attention" if ".attn." in name else "feed-forward")
-
-
-def _recurrent_group(name: str) -> str:
-    for prefix, group in _RECURRENT.items():
-        if name.startswith(prefix):
-            return group
-    return "attention"

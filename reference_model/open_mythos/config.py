@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from reference_model import nano
 from reference_model.config_fields import problem_of, without_foreign_fields
+from reference_model.open_mythos import nano
 
 __all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale", "read_json_object"]
 

@@ -13,13 +13,17 @@ import torch
 from onnx_ir import external_data
 from stored_weights import eventful_weights, state_of
 
-from mythos_export import quantized_weights
 from mythos_export.number_formats import FORMATS, block_scales, channel_scales, dequantize, quantize
-from mythos_export.packing import packed
-from mythos_export.quantization import ROUTED_EXPERTS, TABLE
-from mythos_export.quantized_weights import HEAD, Quantizer, restored_tensors, stack_members, stored_as
-from mythos_export.weights import bind, expected, source_of
-from reference_model.config import MythosConfig
+from mythos_export.weights import store
+from mythos_export.weights.names import read_name, stack_members, weights_of
+from mythos_export.weights.packing import packed
+from mythos_export.weights.restore import TIED_HEAD, restored_tensors
+from mythos_export.weights.store import Quantizer
+from mythos_export.weights.views import cut_out
+from mythos_export.weights.write import bind, expected, quantizer_of
+from reference_model.open_mythos.config import MythosConfig
+from reference_model.open_mythos.description import architecture
+from reference_model.open_mythos.parameters import ROUTED_EXPERTS
 
 GATE_UP, DOWN = (f"{ROUTED_EXPERTS}.{name}.int4b32.stacked" for name in ("gate_up", "down"))
 WIDE = "coda.0.ffn.down.weight.T"  # contraction 85: the last block is short
@@ -30,8 +34,7 @@ GATE_UP_8, DOWN_8 = (f"{ROUTED_EXPERTS}.{name}.int8b32.stacked" for name in ("ga
 
 
 def quantizer(config: MythosConfig) -> Quantizer:
-    source = eventful_weights(config)
-    return Quantizer(lambda name: expected(name, torch.float32, source, config).numpy(), config)
+    return quantizer_of(eventful_weights(config), architecture(config))
 
 
 def stored_arrays(config: MythosConfig, *names: str) -> dict[str, np.ndarray]:
@@ -39,7 +42,7 @@ def stored_arrays(config: MythosConfig, *names: str) -> dict[str, np.ndarray]:
     maker, arrays = quantizer(config), {}
     for name in names:
         for parameter in (name, f"{name}.scale"):
-            stored = stored_as(parameter)
+            stored = read_name(parameter)
             assert stored is not None
             arrays[parameter] = maker.tensor(stored, parameter).numpy()
     return arrays
@@ -47,7 +50,9 @@ def stored_arrays(config: MythosConfig, *names: str) -> dict[str, np.ndarray]:
 
 def rounded(config: MythosConfig, weight: str, kind: str) -> np.ndarray:
     """A weight in the graph's layout, quantised and back."""
-    plain = np.ascontiguousarray(expected(weight, torch.float32, eventful_weights(config), config).numpy())
+    plain = np.ascontiguousarray(
+        expected(weight, torch.float32, eventful_weights(config), architecture(config)).numpy()
+    )
     block, fmt = BLOCKS.get(kind), FORMATS[kind[:4] if kind in BLOCKS else kind]
     scales = block_scales(plain, block, fmt) if block else channel_scales(plain, -2, fmt)
     return dequantize(quantize(plain, scales, fmt, block), scales, block)
@@ -58,7 +63,7 @@ def rounded(config: MythosConfig, weight: str, kind: str) -> np.ndarray:
 def test_a_linear_layer_comes_back_in_upstreams_layout(mla_config: MythosConfig, weight: str, kind: str) -> None:
     state = state_of(stored_arrays(mla_config, f"{weight}.{kind}"), mla_config)
     (name,) = state
-    assert name == (HEAD if weight.startswith("embed.") else weight.removesuffix(".T"))
+    assert name == (TIED_HEAD if weight.startswith("embed.") else weight.removesuffix(".T"))
     np.testing.assert_array_equal(state[name].numpy().T, rounded(mla_config, weight, kind))
 
 
@@ -68,19 +73,21 @@ def test_the_absorbed_weights_come_back_as_one(mla_config: MythosConfig, kind: s
     ((name, whole),) = state.items()
     assert name == "coda.0.attn.kv_up.weight"
     for weight in ABSORBED:
-        np.testing.assert_array_equal(source_of(weight)[1](whole, mla_config), rounded(mla_config, weight, kind))
+        np.testing.assert_array_equal(
+            cut_out(whole, weights_of(architecture(mla_config))[weight].view), rounded(mla_config, weight, kind)
+        )
 
 
 def test_half_of_the_absorbed_weights_says_which_half(mla_config: MythosConfig) -> None:
     key = stored_arrays(mla_config, f"{ABSORBED[0]}.int8")
-    (part,) = restored_tensors(f"{ABSORBED[0]}.int8", *key.values(), mla_config)
+    (part,) = restored_tensors(f"{ABSORBED[0]}.int8", *key.values(), architecture(mla_config))
     assert part.rows is not None
     upstream = eventful_weights(mla_config).read(part.name).numpy()[part.rows]
     assert np.abs(part.read() - upstream).max() <= np.abs(upstream).max() / 254 * 1.001
 
 
 def test_the_table_comes_back_by_rows(mla_config: MythosConfig) -> None:
-    state = state_of(stored_arrays(mla_config, TABLE), mla_config)
+    state = state_of(stored_arrays(mla_config, "embed.weight.rows"), mla_config)
     plain = eventful_weights(mla_config).read("embed.weight").numpy()
     scales = channel_scales(plain, -1, FORMATS["int8"])
     wanted = dequantize(quantize(plain, scales, FORMATS["int8"]), scales)
@@ -90,8 +97,8 @@ def test_the_table_comes_back_by_rows(mla_config: MythosConfig) -> None:
 @pytest.mark.parametrize("name", [WIDE, *ABSORBED, "coda.0.ffn_norm.weight", "recurrent.lora.B"])
 def test_what_is_kept_in_float_comes_back_as_it_was(mla_config: MythosConfig, name: str) -> None:
     source = eventful_weights(mla_config)
-    array = expected(name, torch.float32, source, mla_config).contiguous().numpy()
-    (part,) = restored_tensors(name, array, None, mla_config)
+    array = expected(name, torch.float32, source, architecture(mla_config)).contiguous().numpy()
+    (part,) = restored_tensors(name, array, None, architecture(mla_config))
     wanted = source.read(part.name).numpy()
     np.testing.assert_array_equal(part.read(), wanted if part.rows is None else wanted[part.rows])
 
@@ -126,7 +133,7 @@ def test_rows_of_gate_and_up_alternate(mla_config: MythosConfig, stack: str) -> 
 NAMES = [
     *(f"{WIDE}.{kind}" for kind in ("int8", "int4b32", "int4b32.packed", "int8b64.packed")),
     f"{ABSORBED[0]}.fp8",
-    TABLE,
+    "embed.weight.rows",
     GATE_UP,
     DOWN,
     GATE_UP_8,
@@ -162,19 +169,19 @@ def test_what_quantising_gives_is_told_from_anything_else(mla_config: MythosConf
     ],
 )
 def test_other_names_are_not_quantised_weights(mla_config: MythosConfig, name: str) -> None:
-    assert stored_as(name) is None
+    assert read_name(name) is None
 
 
 @pytest.mark.parametrize("name", ["coda.9.ffn.up.weight.T.int4b32.packed", "coda.9.ffn.up.weight.T", "x.rows"])
 def test_weights_of_another_model_are_refused(mla_config: MythosConfig, name: str) -> None:
     with pytest.raises(ValueError, match=r"the model has no weight (coda\.9\.ffn\.up|x)"):
-        restored_tensors(name, np.zeros((1, 1)), np.zeros(1), mla_config)
+        restored_tensors(name, np.zeros((1, 1)), np.zeros(1), architecture(mla_config))
 
 
 @pytest.mark.parametrize(("name", "scales"), [(f"{WIDE}.int8", None), (f"{WIDE}.int8.scale", np.zeros(1))])
 def test_numbers_or_scales_alone_are_refused(mla_config: MythosConfig, name: str, scales: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="stand for no weight"):
-        restored_tensors(name, np.zeros((1, 1)), scales, mla_config)
+        restored_tensors(name, np.zeros((1, 1)), scales, architecture(mla_config))
 
 
 class Watched:
@@ -188,7 +195,7 @@ class Watched:
 
     def __call__(self, name: str) -> np.ndarray:
         self.most = max(self.most, sum(array() is not None for array in self.alive))
-        array = expected(name, torch.float32, self.source, self.config).numpy().copy()
+        array = expected(name, torch.float32, self.source, architecture(self.config)).numpy().copy()
         self.read.append(name)
         self.alive.append(weakref.ref(array))
         return array
@@ -217,7 +224,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(weight.size)
         return block_scales(weight, *rest)
 
-    monkeypatch.setattr(quantized_weights, "block_scales", counted)
+    monkeypatch.setattr(store, "block_scales", counted)
     return calls
 
 
@@ -226,14 +233,16 @@ def test_a_stack_is_written_one_expert_at_a_time(
     mla_config: MythosConfig, tmp_path: Path, searches: list[int], stack: str
 ) -> None:
     watched = Watched(mla_config)
-    maker, file = Quantizer(watched, mla_config), CountedFile(tmp_path / "data")
+    maker, file = Quantizer(watched, architecture(mla_config)), CountedFile(tmp_path / "data")
     order = [f"{stack}.scale", stack]
-    tensors = [maker.tensor(stored_as(name), name) for name in order]  # type: ignore[arg-type]
+    tensors = [maker.tensor(read_name(name), name) for name in order]  # type: ignore[arg-type]
     assert watched.read == [], "nothing is read before it is written"
     for tensor in tensors:
         tensor.tofile(file)
     file.close()
-    members = [name for e in range(mla_config.n_experts) for name in stack_members(stored_as(stack).weight, e)]  # type: ignore[union-attr]
+    stored = read_name(stack)
+    assert stored is not None
+    members = [each.name for expert in stack_members(stored.weight, architecture(mla_config)) for each in expert]
     assert watched.read == members * 2, "once for the scales, once for the numbers"
     assert watched.most <= 1
     assert file.largest == tensors[1].nbytes / mla_config.n_experts
@@ -245,7 +254,7 @@ def test_a_stack_is_written_one_expert_at_a_time(
 
 def test_numbers_that_are_written_before_their_scales_are_the_same(mla_config: MythosConfig, tmp_path: Path) -> None:
     maker, wanted = quantizer(mla_config), stored_arrays(mla_config, DOWN)
-    tensors = [maker.tensor(stored_as(name), name) for name in (DOWN, f"{DOWN}.scale", DOWN)]  # type: ignore[arg-type]
+    tensors = [maker.tensor(read_name(name), name) for name in (DOWN, f"{DOWN}.scale", DOWN)]  # type: ignore[arg-type]
     for index, tensor in enumerate(tensors):
         with (tmp_path / str(index)).open("wb") as file:
             tensor.tofile(file)
@@ -270,7 +279,7 @@ def test_a_stack_streams_through_the_writer_of_bundles(
         )
         for name, shape in shapes.items()
     }
-    tensors = bind(parameters, eventful_weights(mla_config), mla_config)
+    tensors = bind(parameters, eventful_weights(mla_config), architecture(mla_config))
     written = external_data.convert_tensors_to_external(tensors, tmp_path, "data", alignment=4096, align_threshold=0)
     assert len(searches) == 6 + 1, "six experts and a layer, once each"
     wanted = stored_arrays(mla_config, DOWN, f"{WIDE}.int4b32.packed")
@@ -278,11 +287,12 @@ def test_a_stack_streams_through_the_writer_of_bundles(
         np.testing.assert_array_equal(tensor.numpy(), wanted[str(tensor.name)])
 
 
-def test_a_stack_needs_to_know_the_model(mla_config: MythosConfig) -> None:
-    stored = stored_as(DOWN)
+def test_a_stack_of_experts_that_the_model_does_not_have_is_refused(mla_config: MythosConfig) -> None:
+    name = "coda.0.ffn.routed_experts.down.int4b32.stacked"
+    stored = read_name(name)
     assert stored is not None
-    with pytest.raises(ValueError, match="only the model's config says"):
-        Quantizer(Watched(mla_config)).tensor(stored, DOWN)
+    with pytest.raises(ValueError, match=r"the model has no weight coda\.0\.ffn\.routed_experts\.down"):
+        quantizer(mla_config).tensor(stored, name)
 
 
 def test_packed_is_the_same_as_plain(mla_config: MythosConfig) -> None:

@@ -1,0 +1,1 @@
+"""OpenMythos: prelude, one looped block with experts, coda."""
