@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from calibration.errors import CalibrationError
 from mythos_export.records.files import read_model
 from reference_model.architecture import LOOP, Architecture
 

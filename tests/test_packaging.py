@@ -121,7 +121,8 @@ def test_it_works_where_it_is_installed(installed: Environment, tiny_bundle: Pat
     ):
         ran = installed.run(installed.script, *command, cwd=tmp_path)
         assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
-    nano = "from reference_model.open_mythos import nano; assert nano.CHECKPOINT.is_file() and nano.CONFIG.is_file(); print(nano)"
+    nano = "from reference_model.open_mythos import nano; "
+    nano += "assert nano.CHECKPOINT.is_file() and nano.CONFIG.is_file(); print(nano)"
     ran = installed.run(installed.python, "-c", nano, cwd=tmp_path)
     assert str(installed.packages) in ran.stdout, ran.stderr
 
