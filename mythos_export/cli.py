@@ -65,7 +65,7 @@ _USER_ERRORS = (
     ("mythos_export.errors", "RequestError"),
     ("engines.errors", "EngineError"),
 )
-_NO_MEMORY = "not enough memory; a smaller model, --no-validate, a shorter context or another machine needs less of it"
+_NO_MEMORY = "out of memory; a smaller model, --no-validate or a shorter context needs less"
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export"),
     "onnxruntime": "cpu",

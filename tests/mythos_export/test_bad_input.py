@@ -493,7 +493,7 @@ class TestProcess:
         process = self.start("generate", str(tiny_bundle), "--tokens", "1", stdout=writer)
         os.close(writer)
         assert process.communicate(timeout=120)[1] == ""
-        assert process.returncode == 1
+        assert process.returncode == 0  # nobody reads it, and that changes nothing
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
     def test_a_full_disk_behind_stdout_is_one_line(self, tiny_bundle: Path) -> None:

@@ -129,7 +129,7 @@ class TestMemory:
 
         monkeypatch.setattr(cli, "_invoke", fail)
         outcome = run("--scale", "nano")
-        assert outcome.code == 2 and outcome.err.startswith("error: not enough memory")
+        assert outcome.code == 2 and outcome.err.startswith("error: out of memory")
 
     def test_behind_an_error_of_ours(self) -> None:
         try:

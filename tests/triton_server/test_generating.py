@@ -335,7 +335,7 @@ def test_text_in_and_out(nano_served: Served) -> None:
     prompt = "d>a h>c a>h f>g c>e g>b b>d e>f 3 a"
     name = nano_served.lines[0].split(":")[0]
     deep = json.loads(post(nano_served, "generate", {"text_input": prompt, "n_loops": 8, "max_tokens": 1}, name)[1])
-    assert deep["text_output"] == "e"
+    assert deep["text_output"] == " e"
     options = {"text_input": prompt, "n_loops": 8, "max_tokens": 16, "stop_words": "b", "return_num_input_tokens": True}
     stopped = json.loads(post(nano_served, "generate", options, name)[1])
     assert "b" not in stopped["text_output"] and stopped["num_input_tokens"] == 10
