@@ -287,6 +287,7 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8002,
+    name: Annotated[Optional[str], typer.Option(help="Of the generator; the bundle's own by default.")] = None,
     tensors: Annotated[
         bool, typer.Option("--tensors/--no-tensors", help="The tensor-level model too: the weights twice in memory.")
     ] = True,
@@ -311,6 +312,7 @@ def serve(
         host=host,
         ports=Ports(http_port, grpc_port, metrics_port),
         log_verbose=log_verbose,
+        name=name,
         tensors=tensors,
         max_batch=max_batch,
         max_queue=max_queue,

@@ -38,6 +38,7 @@ def run(
     path: Path | None,
     *,
     repository: Path | None,
+    name: str | None,
     tensors: bool,
     host: str,
     ports: Ports,
@@ -50,8 +51,8 @@ def run(
     given = {name: value for name, value in settings.items() if value is not None}
     if (path is None) == (repository is None):
         raise EngineError("give a BUNDLE to serve, or --repository with what `mythos-export triton` wrote")
-    if repository is not None and (given or not tensors):
-        option = next(iter(given), "no_tensors").replace("_", "-")
+    if repository is not None and (given or name is not None or not tensors):
+        option = "name" if name is not None else next(iter(given), "no_tensors").replace("_", "-")
         raise EngineError(f"--{option}: a repository has its own; give it to `mythos-export triton`")
     find_installation()  # what is missing shows before gigabytes are hashed
     if repository is not None:
@@ -63,7 +64,7 @@ def run(
     OnnxRuntimeEngine(bundle)
     with report.step("hash the bundle", bundle.total_bytes) as advance:
         bundle.check_hashes(advance)
-    _keep_serving(lambda: _written(bundle, given, tensors), host, ports, log_verbose, report)
+    _keep_serving(lambda: _written(bundle, given, name, tensors), host, ports, log_verbose, report)
 
 
 def _keep_serving(make: Place, host: str, ports: Ports, log_verbose: bool, report: Reporter) -> None:
@@ -87,11 +88,13 @@ def _keep_serving(make: Place, host: str, ports: Ports, log_verbose: bool, repor
 
 
 @contextmanager
-def _written(bundle: Bundle, settings: Mapping[str, int], tensors: bool) -> Iterator[tuple[Path, Path]]:
+def _written(
+    bundle: Bundle, settings: Mapping[str, int], name: str | None, tensors: bool
+) -> Iterator[tuple[Path, Path]]:
     """A repository over a bundle, and the folder that it goes with."""
     with _scratch(bundle) as scratch:
         written = write_repository(
-            bundle, scratch / "repository", backend="python", tensors=tensors, settings=settings, link=True
+            bundle, scratch / "repository", backend="python", name=name, tensors=tensors, settings=settings, link=True
         )
         yield written.path, scratch
 
