@@ -1,9 +1,1 @@
-"""OpenMythos in plain PyTorch: small, readable, and the oracle of every export.
-
-`config` imports no torch, so it can be read before anything heavy is loaded; import the model from
-`reference_model.model`.
-"""
-
-from reference_model.open_mythos.config import SCALES, ConfigError, MythosConfig, config_for_scale
-
-__all__ = ["SCALES", "ConfigError", "MythosConfig", "config_for_scale"]
+"""Models in plain PyTorch, the oracle of every export, and what they are made of, as plain data."""

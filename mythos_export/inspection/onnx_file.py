@@ -47,7 +47,7 @@ class Initializer(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as `mythos_export.planning.tensors` names it, else "type N"
+    dtype: str  # as `mythos_export.weights.tensors` names it, else "type N"
     external: dict[str, str] | None  # location, offset, length
     depth: int
 
