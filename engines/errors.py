@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+__all__ = ["EngineError", "one_line", "shortened"]
 
-__all__ = ["EngineError", "lacks_memory", "one_line", "shortened"]
-
-# What runtimes say that have no type of their own for it.
-_NO_MEMORY = ("bad_alloc", "bad allocation", "Cannot allocate memory", "can't allocate memory", "not enough memory")
 _HEAD = 0.4  # of a message that is cut: its beginning says where, its end what
 
 
@@ -26,14 +22,3 @@ def shortened(text: str, limit: int) -> str:
         return text
     head = int(limit * _HEAD)
     return f"{text[:head]} … {text[len(text) - (limit - head - 3) :]}"
-
-
-def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that led to it, says that memory is short."""
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            return True
-        if any(words in str(error) for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False

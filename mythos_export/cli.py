@@ -404,7 +404,7 @@ def _invoke() -> None:
 
 def _mendable(error: Exception) -> str | None:
     """What to tell the user; None for a defect of ours."""
-    from engines.errors import lacks_memory  # not before the installation is known to be whole
+    from mythos_export.errors import lacks_memory
 
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]

@@ -24,7 +24,7 @@ _MODULES = frozenset({"recurrent", "kv_up", "routed_experts", "shared_experts", 
 STILL = {
     "calibration/simulate.py": "rounds where the modules of one family are",
     "mythos_export/assemble.py": "lays down one family's stages, its head and its norm",
-    "mythos_export/html_report/sections/quantization.py": "shortens names of layers",
+    "mythos_export/html_report/quantization.py": "shortens names of layers",
     "mythos_export/parity/probe.py": "names values as one family's trace does",
     "mythos_export/parity/reference.py": "looks into the modules of one family",
     "mythos_export/stages.py": "takes the modules of one family apart",

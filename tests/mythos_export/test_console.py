@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from engines.errors import EngineError, lacks_memory, one_line
+from engines.errors import EngineError, one_line
 from mythos_export import cli
+from mythos_export.errors import lacks_memory
 
 Run = Callable[..., Any]
 COMMAND = [sys.executable, "-m", "mythos_export"]

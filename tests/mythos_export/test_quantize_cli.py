@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def fragile(checkpoint: Path, data: Path, make_bundle: MakeBundle, gqa_config: M
             options = QuantizeOptions(data=data, depths=2)
             source: WeightSource = open_checkpoint(checkpoint)
             made[precision] = make_bundle(gqa_config, source=source, precision=precision, quantize=options).path
+            shutil.copyfile(checkpoint, made[precision].parent / checkpoint.name)  # where `sensitivity` looks for it
         return made[precision]
 
     return bundle
