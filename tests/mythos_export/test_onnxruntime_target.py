@@ -236,7 +236,7 @@ def test_every_published_scale_takes_blocks_of_128(precision: str) -> None:
         scale: quantization_of("onnxruntime", precision, architecture(config)).block for scale, config in SCALES.items()
     }
     assert blocks == dict.fromkeys(SCALES, 128)
-    assert quantization_of("onnxruntime", precision, config_for_scale("nano")).block == 32
+    assert quantization_of("onnxruntime", precision, architecture(config_for_scale("nano"))).block == 32
 
 
 @pytest.fixture(scope="module")
