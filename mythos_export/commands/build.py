@@ -44,12 +44,13 @@ def run(
         print_json({"bundle": str(path), "receipts": [receipt.model_dump() for receipt in receipts]})
         return
     for receipt in receipts:
-        _say(bundle, receipt)
+        _say(path / receipt_path(bundle, receipt.sm).relative_to(bundle.path), receipt)
 
 
-def _say(bundle: Bundle, receipt: Receipt) -> None:
+def _say(file: Path, receipt: Receipt) -> None:
+    """Say what was built; `file` is the receipt's, as the user names the bundle."""
     total = sum(engine.entry.size for engine in receipt.engines)
-    print(f"{receipt_path(bundle, receipt.sm)}: {len(receipt.engines)} engines, {size(total)}, {receipt.precision}")
+    print(f"{file}: {len(receipt.engines)} engines, {size(total)}, {receipt.precision}")
     for engine in receipt.engines:
         if engine.gemms is not None:
             found = engine.gemms
