@@ -108,7 +108,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     (tmp_path / "other.json").write_text(json.dumps(config | {"act_threshold": 0.5}))
     arguments = ("--config", str(tmp_path / "other.json"), "--checkpoint", str(tmp_path / "nano.pt"))
     assert run(monkeypatch, *arguments, "--output", str(tmp_path / "out")) == 2
-    assert "made with act_threshold 0.99, not 0.5" in capsys.readouterr().err
+    assert "says act_threshold 0.99, not 0.5" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
