@@ -7,8 +7,8 @@
 It drives the command line of whatever `mythos_export` is imported, so that one copy of this file works on older and
 newer commits. A data file is hashed byte by byte. A graph is hashed by its structure: a value is what computes it
 (operator, attributes, inputs) or, of an input or a parameter, its name; names of nodes and of computed values, and the
-order of nodes that do not depend on each other, do not count. How many nodes there are of each operator does, and so
-does where in the data file a parameter lies.
+order of nodes that do not depend on each other, do not count; nor do the names of dynamic sizes in a Loop's body. How
+many nodes there are of each operator does, and so does where in the data file a parameter lies.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _structure(graph: onnx.GraphProto, outer: Mapping[str, str], depth: str) -> 
     for place, value in enumerate(graph.input):
         # inputs of the bundle go by their names, those of a body by their places
         values[value.name] = f"input {value.name if not depth else (depth, place)}"
-        inputs.append([values[value.name], _digest(value.type.SerializeToString(deterministic=True))])
+        inputs.append([values[value.name], _type(value, depth)])
     for tensor in graph.initializer:
         values[tensor.name] = _tensor(tensor)
     counts: Counter[str] = Counter()
@@ -174,12 +174,19 @@ def _structure(graph: onnx.GraphProto, outer: Mapping[str, str], depth: str) -> 
         key = _digest([node.domain, node.op_type, [values[name] if name else "" for name in node.input], attributes])
         for place, name in enumerate(node.output):
             values[name] = f"{key}.{place}"
-    outputs = [
-        [value.name if not depth else "", _digest(value.type.SerializeToString(deterministic=True)), values[value.name]]
-        for value in graph.output
-    ]
+    outputs = [[value.name if not depth else "", _type(value, depth), values[value.name]] for value in graph.output]
     parameters = sorted(values[tensor.name] for tensor in graph.initializer)
     return [inputs, outputs, parameters, sorted(counts.items())]
+
+
+def _type(value: onnx.ValueInfoProto, depth: str) -> str:
+    kind = value.type
+    if depth:
+        kind = onnx.TypeProto.FromString(kind.SerializeToString())
+        for dim in kind.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = "?"
+    return _digest(kind.SerializeToString(deterministic=True))
 
 
 def _tensor(tensor: onnx.TensorProto) -> str:
