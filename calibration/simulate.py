@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MethodType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mythos_export.linears import always_float, layer_of
 from mythos_export.number_formats import NumberFormat
 from mythos_export.quantization import Choices, Quantization
-from reference_model.attention import LatentAttention, Rows
-from reference_model.model import MythosModel
-from reference_model.recurrent import LoopState
+from reference_model.components.component import Linear, use_ops
+from reference_model.open_mythos.model import MythosModel
+from reference_model.ops import Rows, TorchOps
 
-__all__ = ["points_of_layers", "round_blocks", "round_to", "simulate"]
+__all__ = ["RoundedOps", "points_of_layers", "round_blocks", "round_to", "simulate"]
 
 
 def points_of_layers(feeds: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -61,7 +59,7 @@ def simulate(
     feeds: Mapping[str, Sequence[str]],
     head: Tensor,
 ) -> MythosModel:
-    """Make a reference model, in place, compute as a graph quantised with these choices.
+    """Let a reference model compute as a graph quantized with these choices; returns the model.
 
     Args:
         model: with the weights that the bundle's stand for; the embedding's with those of its table.
@@ -69,34 +67,57 @@ def simulate(
         feeds: by activation, the layers that read it; read only where ranges were calibrated.
         head: weight of the output head, [vocab, dim].
     """
-    rounding = _Rounding(quantization, choices, points_of_layers(feeds))
-    step = model.recurrent.step
-
-    def counted(state: LoopState, encoded: Tensor, loop_index: Tensor, *rest: Any) -> Any:
-        rounding.depth = int(loop_index)
-        return step(state, encoded, loop_index, *rest)
-
-    model.recurrent.step = counted  # type: ignore[method-assign, assignment]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not name.endswith(".kv_up"):
-            _round_input(module, rounding.of(layer_of(f"{name}.weight")))
-        elif isinstance(module, LatentAttention):
-            key, value = rounding.of(f"{name}.kv_up.key"), rounding.of(f"{name}.kv_up.value")
-            module.attend = MethodType(_latent_attend(key, value), module)  # type: ignore[method-assign]
-    round_final = rounding.of("head")
-    model.head = lambda x: F.linear(round_final(model.norm(x)), head)  # type: ignore[method-assign]
-    return model
+    return use_ops(model, RoundedOps(quantization, choices, points_of_layers(feeds), head))
 
 
-class _Rounding:
-    """Rounds activations; knows the depth that is being computed."""
+class RoundedOps(TorchOps):
+    """Operations that round as a quantized bundle does: what each linear layer reads, by its name and the loop."""
 
-    def __init__(self, quantization: Quantization, choices: Choices, points: Mapping[str, str]) -> None:
-        self.quantization, self.choices, self.points = quantization, choices, points
-        self.depth = 0
+    def __init__(self, quantization: Quantization, choices: Choices, points: Mapping[str, str], head: Tensor) -> None:
+        """Prepare.
 
-    def of(self, layer: str) -> Callable[[Tensor], Tensor]:
-        """What happens to the input of a layer."""
+        Args:
+            points: the activation that each layer reads.
+            head: weight of the output head, [vocab, dim].
+        """
+        super().__init__()
+        self.quantization, self.choices, self.points, self.weight_of_head = quantization, choices, points, head
+        self.index = 0
+        self._roundings: dict[str, Callable[[Tensor], Tensor]] = {}  # by layer
+
+    def enter_loop(self, index: int) -> None:
+        """Ranges may differ from loop to loop."""
+        self.index = index
+
+    def linear(self, layer: Linear, x: Tensor) -> Tensor:
+        """With what it reads rounded."""
+        return super().linear(layer, self.rounded(layer_of(f"{layer.name}.weight"), x))
+
+    def head(self, x: Tensor, weight: Tensor) -> Tensor:
+        """By the head's own weight: a bundle may store a tied one twice."""
+        return F.linear(self.rounded("head", x), self.weight_of_head)
+
+    def attend_latent(
+        self, query: tuple[Tensor, Tensor], rows: Rows, past: Rows, visible: Tensor, up: Linear, *, scale: float
+    ) -> Tensor:
+        """In latent space, where the up-projections meet the values that are rounded."""
+        latent, rope_key = (torch.cat(pair, dim=1) for pair in zip(past, rows))  # [b, p + s, ...]
+        q_nope, q_rope = (part.transpose(1, 2) for part in query)  # [b, h, s, ...]
+        up_weight = up.weight.unflatten(0, (q_nope.shape[1], -1))  # [h, nope + v, rank]
+        key, value = up_weight[:, : q_nope.shape[-1]], up_weight[:, q_nope.shape[-1] :]
+        q_latent = (self.rounded(f"{up.name}.key", q_nope) @ key) * scale  # [b, h, s, rank]
+        scores = q_latent @ latent.unsqueeze(1).mT + (q_rope * scale) @ rope_key.unsqueeze(1).mT
+        weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        attended = self.rounded(f"{up.name}.value", weights @ latent.unsqueeze(1))
+        return (attended @ value.mT).transpose(1, 2).flatten(-2)
+
+    def rounded(self, layer: str, x: Tensor) -> Tensor:
+        """What a layer reads, as the bundle rounds it."""
+        if layer not in self._roundings:
+            self._roundings[layer] = self._rounding(layer)
+        return self._roundings[layer](x)
+
+    def _rounding(self, layer: str) -> Callable[[Tensor], Tensor]:
         if layer in self.choices.keep or always_float(layer):
             return lambda x: x
         if self.quantization.dynamic_block is not None:
@@ -110,28 +131,8 @@ class _Rounding:
             return lambda x: round_to(x / scales[0], number_format) * scales[0]
         reciprocals = 1 / scales
 
-        def by_depth(x: Tensor) -> Tensor:
-            depth = min(self.depth, len(scales) - 1)
-            return round_to(x * reciprocals[depth], number_format) * scales[depth]
+        def by_loop(x: Tensor) -> Tensor:
+            index = min(self.index, len(scales) - 1)
+            return round_to(x * reciprocals[index], number_format) * scales[index]
 
-        return by_depth
-
-
-def _round_input(module: nn.Linear, rounded: Callable[[Tensor], Tensor]) -> None:
-    module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
-
-
-def _latent_attend(round_query: Callable[[Tensor], Tensor], round_attended: Callable[[Tensor], Tensor]) -> Any:
-    """Attention in latent space, where the up-projections meet the values that are rounded."""
-
-    def attend(self: LatentAttention, query: tuple[Tensor, Tensor], rows: Rows, past: Rows, visible: Tensor) -> Tensor:
-        latent, rope_key = (torch.cat(pair, dim=1) for pair in zip(past, rows))  # [b, p + s, ...]
-        key, value = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split((self.nope_dim, self.v_dim), dim=1)
-        q_nope, q_rope = (part.transpose(1, 2) for part in query)  # [b, h, s, ...]
-        q_latent = (round_query(q_nope) @ key) * self.scale  # [b, h, s, rank]
-        scores = q_latent @ latent.unsqueeze(1).mT + (q_rope * self.scale) @ rope_key.unsqueeze(1).mT
-        weights = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(dim=-1)
-        attended = round_attended(weights @ latent.unsqueeze(1))
-        return (attended @ value.mT).transpose(1, 2).flatten(-2)
-
-    return attend
+        return by_loop

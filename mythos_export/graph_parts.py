@@ -13,11 +13,13 @@ __all__ = [
     "LOOP_NAME",
     "RUNTIME_DOMAIN",
     "Builder",
+    "flattened_rows",
     "given",
     "is_parameter",
     "parameter",
     "recurrent_loop",
     "sizes",
+    "state_count",
 ]
 
 LOOP_NAME = "recurrent"
@@ -109,3 +111,16 @@ def recurrent_loop(graph: ir.Graph) -> ir.Node:
     """The one recurrent `Loop` of an assembled graph."""
     (loop,) = (node for node in graph if node.op_type == "Loop" and node.name == LOOP_NAME)
     return loop
+
+
+def state_count(loop: ir.Node) -> int:
+    """How many of a Loop's outputs are states, which come first; the others are scans."""
+    return len(loop.inputs) - 2  # behind trip count and condition
+
+
+def flattened_rows(scan: ir.Value) -> ir.Value | None:
+    """The graph output that a Loop's scan becomes once the layers of its loops lie in one row; None if it is none."""
+    for node, _ in scan.uses():
+        if node.op_type == "Reshape" and node.outputs[0].is_graph_output():
+            return node.outputs[0]
+    return None

@@ -8,13 +8,20 @@ from mythos_export import passes
 from mythos_export.assemble import assemble
 from mythos_export.loops import LoopsOption
 from mythos_export.quantization import Choices
+from mythos_export.signature import cache_parts, input_specs, output_specs
 from mythos_export.targets import TARGETS, settled
-from mythos_export.trace import trace_stages
+from mythos_export.trace import trace
 from reference_model.config import MythosConfig
 
-__all__ = ["build_graphs"]
+__all__ = ["assembled", "build_graphs"]
 
 _NONE = Choices()
+
+
+def assembled(config: MythosConfig, *, opset: int) -> ir.Model:
+    """The model's graph, still holding nodes of our own domain."""
+    parts = cache_parts(config, "fp32")
+    return assemble(trace(config, opset=opset), input_specs(parts), output_specs(config, parts, None), opset=opset)
 
 
 def build_graphs(
@@ -37,7 +44,7 @@ def build_graphs(
         PassError, PassDidNothing: a rewrite did not do what it promises (a defect of ours).
     """
     entry, choices = TARGETS[target], settled(choices, target, config, precision)
-    model = assemble(trace_stages(config, opset=opset), config, opset=opset)
+    model = assembled(config, opset=opset)
     for rewrite in (*entry.lowerings(config, precision, choices), *entry.precision_passes(config, precision, choices)):
         rewrite(model)
     graphs = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mythos_export.bundle import CachePart, TensorSpec
-from reference_model.cache import STAGES, part_names, part_shapes
 from reference_model.config import MythosConfig
+from reference_model.open_mythos.cache import STAGES, part_names, part_shapes
 
 __all__ = ["cache_dtype", "cache_parts", "input_specs", "output_specs"]
 

@@ -78,9 +78,7 @@ def _common(config: MythosConfig, *, past_first: bool) -> Passes:
         passes.LowerNorm(),
         passes.LowerRotary(),
         _attention(config, past_first=past_first),
-        passes.LowerMoEGrouped(
-            experts=config.n_experts, top_k=config.n_experts_per_tok, dim=config.dim, expert_dim=config.expert_dim
-        ),
+        passes.LowerMoEGrouped(),
         passes.TransposeWeights(),
         passes.Hoist(),
     ]
@@ -88,14 +86,8 @@ def _common(config: MythosConfig, *, past_first: bool) -> Passes:
 
 def _attention(config: MythosConfig, *, past_first: bool) -> ir.passes.InPlacePass:
     if config.attn_type == "mla":
-        return passes.LowerLatentAttention(
-            heads=config.n_heads,
-            nope_dim=config.qk_nope_head_dim,
-            rope_dim=config.qk_rope_head_dim,
-            v_dim=config.v_head_dim,
-            past_first=past_first,
-        )
-    return passes.LowerGroupedQueryAttention(heads=config.n_heads, head_dim=config.head_dim)
+        return passes.LowerLatentAttention(past_first=past_first)
+    return passes.LowerGroupedQueryAttention()
 
 
 def _portable_precision(config: MythosConfig, precision: str, choices: Choices) -> Passes:
@@ -113,13 +105,7 @@ def _onnxruntime(config: MythosConfig, precision: str, choices: Choices) -> Pass
     lowerings = _portable(config, precision, choices)
     if precision not in QUANTIZED or not _fits_fused(config, precision, choices):
         return lowerings
-    fused = passes.LowerMoEFused(
-        blockwise(config, precision),
-        experts=config.n_experts,
-        top_k=config.n_experts_per_tok,
-        dim=config.dim,
-        expert_dim=config.expert_dim,
-    )
+    fused = passes.LowerMoEFused(blockwise(config, precision))
     return [fused if isinstance(each, passes.LowerMoEGrouped) else each for each in lowerings]
 
 
@@ -147,7 +133,7 @@ def _onnxruntime_floats(config: MythosConfig, precision: str) -> dict[str, str]:
 
 
 def _tensorrt(config: MythosConfig, precision: str, choices: Choices) -> Passes:
-    dense = passes.LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)
+    dense = passes.LowerMoEDense()
     return [dense if isinstance(each, passes.LowerMoEGrouped) else each for each in _common(config, past_first=False)]
 
 

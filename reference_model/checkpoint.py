@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from reference_model.components.rope import rope_frequencies
 from reference_model.config import MythosConfig
-from reference_model.layers import rope_frequencies
-from reference_model.model import MythosModel
+from reference_model.open_mythos.model import MythosModel
 from reference_model.parameters import parameter_shapes
 from reference_model.pickle_checkpoint import open_pickle, open_pickle_shards
 from reference_model.safetensors_checkpoint import open_safetensors, open_safetensors_shards

@@ -22,7 +22,8 @@ def graph_of_mixture(config: MythosConfig) -> ir.Model:
         )
     ]
     build = Builder("moe")
-    mixed = build.domain_op("SparseMoE", inputs)
+    sizes = {"experts": config.n_experts, "top_k": k, "dim": config.dim, "expert_dim": config.expert_dim}
+    mixed = build.domain_op("SparseMoE", inputs, **sizes)
     mixed.name, mixed.type, mixed.shape = "mixed", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", config.dim])
     graph = ir.Graph(inputs, [mixed], nodes=build.take(), opset_imports={"": 21, "mythos": 1}, name="moe")
     return ir.Model(graph, ir_version=10)

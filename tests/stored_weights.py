@@ -19,7 +19,7 @@ from mythos_export.quantization import TABLE, Choices, Quantization
 from mythos_export.quantized_weights import HEAD, restored_tensors
 from reference_model.checkpoint import SeededWeights, load_model
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
+from reference_model.open_mythos.model import MythosModel
 
 __all__ = ["RUNS_INT4", "GivenWeights", "bound", "eventful_weights", "reference_of", "session", "state_of"]
 

@@ -33,7 +33,7 @@ def test_it_generates_what_the_reference_generates(device: Path, tiny_bundle: Pa
     import torch
 
     from reference_model.checkpoint import SeededWeights, load_model
-    from reference_model.model import generate_greedy
+    from reference_model.open_mythos.model import generate_greedy
 
     command = [device / "mythos-export", "generate", tiny_bundle, "--tokens", "5,6,7", "--loops", "4", "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)

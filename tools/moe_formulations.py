@@ -96,7 +96,7 @@ _CHOICES = Choices(limits=_AnyRange(), keep=frozenset({"embed"}))
 
 
 def _dense(sizes: Sizes) -> Passes:
-    return [passes.LowerMoEDense(experts=sizes.experts, dim=sizes.dim, expert_dim=sizes.expert_dim)]
+    return [passes.LowerMoEDense()]
 
 
 def _gathered(sizes: Sizes) -> Passes:
@@ -104,11 +104,11 @@ def _gathered(sizes: Sizes) -> Passes:
 
 
 def _branched(sizes: Sizes) -> Passes:
-    return [LowerMoEBranched(**sizes._asdict())]
+    return [LowerMoEBranched()]
 
 
 def _grouped(sizes: Sizes) -> Passes:
-    return [passes.LowerMoEGrouped(**sizes._asdict())]
+    return [passes.LowerMoEGrouped()]
 
 
 def _grouped_qdq(sizes: Sizes) -> Passes:
@@ -124,7 +124,7 @@ def _kernel(sizes: Sizes) -> Passes:
 
 
 def _fused(precision: str) -> Callable[[Sizes], Passes]:
-    return lambda sizes: [passes.LowerMoEFused(blockwise(sizes, precision), **sizes._asdict())]
+    return lambda sizes: [passes.LowerMoEFused(blockwise(sizes, precision))]
 
 
 FORMULATIONS = [

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import onnx_ir as ir
 
 from mythos_export.graph_parts import LOOP_NAME, RUNTIME_DOMAIN, Builder, given, parameter
 from mythos_export.passes import LowerMoEGrouped
-from mythos_export.passes.lower_moe import swiglu
+from mythos_export.passes.lower_moe import Sizes, swiglu
 from mythos_export.passes.rewriting import Lowering
 from mythos_export.quantization import ROUTED_EXPERTS
 
 __all__ = ["LowerMoEBranched", "LowerMoEGathered", "LowerMoEKernel", "Sizes", "looped_mixture"]
 
 _NOT_CHOSEN = -1e4  # a logit whose exponential is 0
-
-
-class Sizes(NamedTuple):
-    """Of the mixture."""
-
-    experts: int
-    top_k: int
-    dim: int
-    expert_dim: int
 
 
 def looped_mixture(sizes: Sizes) -> ir.Model:
@@ -54,7 +43,7 @@ def _body(captured: dict[str, ir.Value], sizes: Sizes) -> ir.Graph:
     chosen, weights = (build.op("Gather", [captured[name], index], axis=0) for name in ("chosen", "weights"))
     for value, name in ((chosen, "chosen"), (weights, "weights")):
         value.type, value.shape = captured[name].type, ir.Shape(["n", sizes.top_k])
-    mixture = _like(build.domain_op("SparseMoE", [captured["tokens"], chosen, weights]), total)
+    mixture = _like(build.domain_op("SparseMoE", [captured["tokens"], chosen, weights], **sizes._asdict()), total)
     mixed = _like(build.op("Add", [total, mixture]), total)
     always = _like(build.op("Constant", [], value=ir.tensor(True)), condition)
     return ir.Graph([index, condition, total], [always, mixed], nodes=build.take(), name="body")
@@ -99,12 +88,12 @@ class LowerMoEGathered(Lowering):
 class LowerMoEBranched(LowerMoEGrouped):
     """Grouped, with an `If` around each expert: without tokens it computes nothing at all."""
 
-    def expert(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+    def expert(self, build: Builder, rows: ir.Value, main: ir.Graph, index: int, sizes: Sizes) -> ir.Value:
         """[m, d] -> [m, d]."""
         some = build.op("Greater", [build.op("Size", [rows]), build.op("Squeeze", [build.ints(0)])])
         busy, idle = Builder(f"{build.prefix}.busy{index}"), Builder(f"{build.prefix}.idle{index}")
-        done = swiglu(busy, rows, main, index, self.dim, self.expert_dim)
-        none = idle.op("Constant", [], value=ir.tensor(np.empty((0, self.dim), np.float32)))
+        done = swiglu(busy, rows, main, index, sizes)
+        none = idle.op("Constant", [], value=ir.tensor(np.empty((0, sizes.dim), np.float32)))
         branches = []
         for name, value, nodes in (("then_branch", done, busy.take()), ("else_branch", none, idle.take())):
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -43,14 +43,15 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
-from reference_model.attention import visible_keys
-from reference_model.cache import Cache
+from reference_model.components.attention import visible_keys
+from reference_model.components.moe import MixtureOfExperts, Routing
+from reference_model.components.rope import rope_at
 from reference_model.config import MythosConfig
-from reference_model.layers import rope_at
-from reference_model.model import MythosModel
-from reference_model.moe import MixtureOfExperts, Routing
 from reference_model.nano import CHECKPOINT, CONFIG, TOKENIZER, task
-from reference_model.recurrent import LoopState
+from reference_model.open_mythos.blocks import mixture_sizes
+from reference_model.open_mythos.cache import Cache
+from reference_model.open_mythos.model import MythosModel
+from reference_model.open_mythos.recurrent import LoopState
 
 __all__ = ["CONFIG_NANO", "Recipe", "build_model", "build_tokenizer", "main", "measure", "tables", "train"]
 
@@ -153,7 +154,7 @@ def build_model(config: MythosConfig, seed: int) -> MythosModel:
     """
     torch.manual_seed(seed)
     model = MythosModel(config)
-    model.recurrent.block.ffn = AllExperts(config)
+    model.recurrent.block.ffn = AllExperts(mixture_sizes(config))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -20,7 +20,7 @@ from polygraphy.json import save_json
 from engines.cache import storage_dtype
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.parity.cases import Case, cases_for
-from mythos_export.parity.reference import reference_model, rounded_rows, run_reference
+from mythos_export.parity.reference import reference_model, run_reference
 from mythos_export.parity.source import loop_counts, source_of_bundle
 from mythos_export.parity.stored import compare_weights
 from mythos_export.parity.tolerances import TOLERANCES
@@ -49,17 +49,16 @@ def write_goldens(bundle: Bundle, folder: Path, loops: str | None) -> dict[int, 
     stored = compare_weights(bundle, source, config, lambda _: None)
     share, tolerances = TOLERANCES[bundle.manifest.precision].logits, {}
     folder.mkdir(parents=True, exist_ok=True)
-    with rounded_rows(cache_dtype(bundle.manifest.precision)):
-        model = reference_model(source, config, stored)
-        for case in cases_for(config, counts):
-            if case.kind == "prefill":
-                run = run_reference(model, case)
-                found = {"logits": run.logits.astype(np.float32), "halting.depth": run.halting_depth.astype(np.int64)}
-                stem = folder / f"loops{case.trips}"
-                save_json([_inputs(bundle, case)], f"{stem}.inputs.json")
-                results = RunResults([("pytorch", [IterationResult(outputs=found, runner_name="pytorch")])])
-                save_json(results, f"{stem}.outputs.json")
-                tolerances[case.trips] = share * float(np.ptp(run.logits))
+    model = reference_model(source, config, stored, cache_dtype(bundle.manifest.precision))
+    for case in cases_for(config, counts):
+        if case.kind == "prefill":
+            run = run_reference(model, case)
+            found = {"logits": run.logits.astype(np.float32), "halting.depth": run.halting_depth.astype(np.int64)}
+            stem = folder / f"loops{case.trips}"
+            save_json([_inputs(bundle, case)], f"{stem}.inputs.json")
+            results = RunResults([("pytorch", [IterationResult(outputs=found, runner_name="pytorch")])])
+            save_json(results, f"{stem}.outputs.json")
+            tolerances[case.trips] = share * float(np.ptp(run.logits))
     return tolerances
 
 

@@ -22,10 +22,10 @@ __all__ = ["PROBES", "ProbedGraph", "add_probes"]
 
 # what the check calls it -> the value in the step's graph
 PROBES = {
-    "hidden": "step.next.hidden",
-    "act_weight": "step.act.weight",
-    "router_scores": "step.router.scores",
-    "experts": "step.router.experts",
+    "hidden": "step.read_out.next.hidden",
+    "act_weight": "step.read_out.act.weight",
+    "router_scores": "step.0.router.scores",
+    "experts": "step.0.router.experts",
 }
 _TYPES = {"experts": ir.DataType.INT64}
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,19 +14,18 @@ from numpy.typing import NDArray
 from mythos_export.parity.cases import Case
 from mythos_export.parity.exported import Inside
 from mythos_export.parity.stored import StoredWeights
-from reference_model.attention import GroupedQueryAttention, LatentAttention
-from reference_model.cache import Cache
 from reference_model.checkpoint import WeightSource, load_model
+from reference_model.components.component import use_ops
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
-from reference_model.moe import Routing
-from reference_model.recurrent import LoopState, StepTrace
+from reference_model.open_mythos.cache import Cache
+from reference_model.open_mythos.model import MythosModel
+from reference_model.open_mythos.recurrent import Decisions, StepTrace
+from reference_model.ops import TorchOps
 
 __all__ = [
     "ReferenceRun",
     "few_threads_if_small",
     "reference_model",
-    "rounded_rows",
     "run_reference",
 ]
 
@@ -48,9 +46,17 @@ class ReferenceRun:
     act_threshold: float
 
 
-def reference_model(source: WeightSource, config: MythosConfig, stored: StoredWeights | None = None) -> MythosModel:
-    """The reference with the checkpoint's weights; as a bundle stores them, where its weights are given."""
-    return load_model(source if stored is None else _Overlay(source, stored), config)
+def reference_model(
+    source: WeightSource, config: MythosConfig, stored: StoredWeights | None = None, cache: str = "float32"
+) -> MythosModel:
+    """The reference with the checkpoint's weights, or with those of a bundle.
+
+    Args:
+        stored: the bundle's.
+        cache: type of the bundle's cached rows; the reference rounds its own to it, and attends to them rounded.
+    """
+    model = load_model(source if stored is None else _Overlay(source, stored), config)
+    return use_ops(model, TorchOps(getattr(torch, cache)))
 
 
 class _Overlay:
@@ -72,25 +78,6 @@ class _Overlay:
 
 
 @contextlib.contextmanager
-def rounded_rows(cache_type: str) -> Iterator[None]:
-    """While it lasts, the reference caches (and attends to) rows in the bundle's type."""
-    dtype = getattr(torch, cache_type)
-
-    def rounding(project: Callable[..., Any]) -> Callable[..., Any]:
-        def rounded(*arguments: Any) -> Any:
-            query, rows = project(*arguments)
-            return query, tuple(row.to(dtype).to(torch.float32) for row in rows)
-
-        return rounded
-
-    kinds = (LatentAttention, GroupedQueryAttention)
-    with contextlib.ExitStack() as patches:
-        for kind in kinds if dtype != torch.float32 else ():
-            patches.enter_context(patch.object(kind, "project", rounding(kind.project)))
-        yield
-
-
-@contextlib.contextmanager
 def few_threads_if_small(config: MythosConfig) -> Iterator[None]:
     """A small model's operators take microseconds: threads only wait for each other, on a busy machine for long."""
     threads = torch.get_num_threads()
@@ -109,16 +96,14 @@ def run_reference(model: MythosModel, case: Case, guide: Inside | None = None) -
         guide: what a graph did; each loop then starts from the graph's hidden state and mixes the experts that
             it chose (and says what it would have chosen itself), so that differences do not add up.
     """
-    if guide is not None:
-        with guided(model, guide.until(case.trips)):
-            return run_reference(model, case)
     ids, mask = torch.from_numpy(case.ids), torch.from_numpy(case.mask)
     depths = torch.tensor(case.loops)
     cache: Cache | None = None
     outputs, done = [], 0
     for length in case.chunks:
         until = done + length
-        out = model(ids[:, done:until], depths, attention_mask=mask[:, :until], cache=cache)
+        follow = None if guide is None else _decisions(guide.until(case.trips), done, until)
+        out = model(ids[:, done:until], depths, attention_mask=mask[:, :until], cache=cache, follow=follow)
         cache = cache.append(out.rows) if cache is not None else out.rows
         outputs.append(out)
         done = until
@@ -137,36 +122,11 @@ def run_reference(model: MythosModel, case: Case, guide: Inside | None = None) -
     )
 
 
-@contextlib.contextmanager
-def guided(model: MythosModel, guide: Inside) -> Iterator[None]:
-    """While it lasts, the model follows a graph's run, token by token as they are fed."""
-    recurrent, moe = model.recurrent, model.recurrent.block.ffn
-    step, mix = recurrent.step, moe.mix
-    fed = depth = 0
-
-    def at(values: NDArray[Any], depth: int, count: int) -> torch.Tensor:
-        return torch.from_numpy(values[depth, :, fed : fed + count].copy())
-
-    def guided_step(state: LoopState, encoded: torch.Tensor, loop_index: torch.Tensor, *rest: Any) -> Any:
-        nonlocal fed, depth
-        count, trips = encoded.shape[1], len(guide.hidden)
-        depth = int(loop_index)
-        if depth:
-            state = state._replace(hidden=at(guide.hidden, depth - 1, count))
-        result = step(state, encoded, loop_index, *rest)
-        fed += count if depth == trips - 1 else 0
-        return result
-
-    def guided_mix(tokens: torch.Tensor, routing: Routing) -> torch.Tensor:
-        batch = guide.experts.shape[1]
-        experts = at(guide.experts, depth, len(tokens) // batch).flatten(0, 1)
-        chances = (routing.scores - moe.router_bias).softmax(dim=-1).gather(-1, experts)
-        shares = chances / chances.sum(dim=-1, keepdim=True)
-        needed = routing.weights.sum(dim=-1, keepdim=True) > 0  # not past its sequence's depth
-        return mix(tokens, Routing(routing.scores, experts, torch.where(needed, shares, 0.0)))
-
-    with patch.object(recurrent, "step", guided_step), patch.object(moe, "mix", guided_mix):
-        yield
+def _decisions(guide: Inside, start: int, until: int) -> list[Decisions]:
+    """What the graph did with the tokens of one call, loop by loop."""
+    hidden, experts = (torch.from_numpy(part[:, :, start:until].copy()) for part in (guide.hidden, guide.experts))
+    starts = [None, *hidden[:-1]]
+    return [Decisions(before, chosen.flatten(0, 1)) for before, chosen in zip(starts, experts)]
 
 
 def _joined(traces: list[tuple[StepTrace, ...]], pick: Callable[[StepTrace], torch.Tensor]) -> NDArray[Any]:

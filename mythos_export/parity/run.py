@@ -19,13 +19,7 @@ from mythos_export.parity.exported import ExportedRun, run_graph
 from mythos_export.parity.loss import Loss, loss_failures, measure_loss
 from mythos_export.parity.probe import ProbedGraph
 from mythos_export.parity.rebuild import compare_graphs
-from mythos_export.parity.reference import (
-    ReferenceRun,
-    few_threads_if_small,
-    reference_model,
-    rounded_rows,
-    run_reference,
-)
+from mythos_export.parity.reference import ReferenceRun, few_threads_if_small, reference_model, run_reference
 from mythos_export.parity.report import GraphReport, ParityReport, render
 from mythos_export.parity.source import choices_of, recipe_of
 from mythos_export.parity.stored import StoredWeights, compare_weights
@@ -37,7 +31,7 @@ from mythos_export.targets import TARGETS, quantization_of
 from mythos_export.weights import DATA_FILE
 from reference_model.checkpoint import WeightSource
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
+from reference_model.open_mythos.model import MythosModel
 
 __all__ = ["check_parity", "prove"]
 
@@ -111,8 +105,9 @@ def _check_float(
     report: Reporter,
 ) -> list[GraphReport]:
     """PyTorch runs first, and is out of memory before the runtime takes its own."""
-    with rounded_rows(cache_dtype(bundle.manifest.precision)):
-        references = _run_pytorch(reference_model(source, config, weights), cases, config, "run PyTorch", report)
+    model = reference_model(source, config, weights, cache_dtype(bundle.manifest.precision))
+    references = _run_pytorch(model, cases, config, "run PyTorch", report)
+    del model
     weights.parts.clear()
     by_case = dict(zip(map(id, cases), references))
     return [

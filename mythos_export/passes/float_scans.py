@@ -9,12 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.graph_parts import Builder, recurrent_loop
+from mythos_export.graph_parts import Builder, recurrent_loop, state_count
 from mythos_export.passes.rewriting import PassDidNothing
 
 __all__ = ["FloatScans"]
 
-_STATE = 3  # hidden, output, cumulative_p
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -23,7 +22,7 @@ class FloatScans(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         loop = recurrent_loop(model.graph)
-        halves = [index for index in range(_STATE, len(loop.outputs)) if loop.outputs[index].dtype in _HALF]
+        halves = [index for index in range(state_count(loop), len(loop.outputs)) if loop.outputs[index].dtype in _HALF]
         if not halves:
             raise PassDidNothing("FloatScans: no scan output is in half precision")
         for index in halves:
@@ -31,7 +30,8 @@ class FloatScans(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        for value in recurrent_loop(model.graph).outputs[_STATE:]:
+        loop = recurrent_loop(model.graph)
+        for value in loop.outputs[state_count(loop) :]:
             if value.dtype in _HALF:
                 raise ir.passes.PostconditionError(f"FloatScans: {value.name} is still {value.dtype}")
 

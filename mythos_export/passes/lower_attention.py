@@ -29,7 +29,7 @@ class LowerLatentAttention(Lowering):
 
     op_type = "LatentAttention"
 
-    def __init__(self, *, heads: int, nope_dim: int, rope_dim: int, v_dim: int, past_first: bool = False) -> None:
+    def __init__(self, *, past_first: bool = False) -> None:
         """Prepare.
 
         Args:
@@ -37,42 +37,29 @@ class LowerLatentAttention(Lowering):
                 past turned over. A CPU lays out its right operand anew for every product (ONNX Runtime's MLAS does):
                 so that is the queries, a few rows, and not the whole past.
         """
-        self.heads, self.nope_dim, self.rope_dim, self.v_dim = heads, nope_dim, rope_dim, v_dim
         self._past_scores = _scores_past_first if past_first else _scores_of
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         q_nope, q_rope, latent, rope, past_latent, past_rope, visible, kv_up = given(node)
-        scale, rank = attribute(node, "scale"), sizes(kv_up)[1]
-        up_key, up_value = self._absorbed(main, kv_up, rank)
+        scale, rank, heads = attribute(node, "scale"), sizes(kv_up)[1], attribute(node, "heads")
+        rope_dim, v_dim = attribute(node, "rope_dim"), attribute(node, "v_dim")
+        up_key = parameter(main, f"{kv_up.name}.key", [heads, attribute(node, "nope_dim"), rank])
+        up_value = parameter(main, f"{kv_up.name}.value", [heads, rank, v_dim])
         lengths = _lengths(build, visible)
         # [b, s, h, n] -> [b, h, s, n] -> latent space [b, h, s, k] -> one query row per head and token [b, h * s, k]
         q_latent = _scaled(build, build.op("MatMul", [_heads_first(build, q_nope), up_key]), scale, rank)
-        q_latent = self._fold_heads(build, q_latent, lengths, rank)
-        q_rope = _heads_first(build, _scaled(build, q_rope, scale, self.rope_dim))
-        q_rope = self._fold_heads(build, q_rope, lengths, self.rope_dim)
+        q_latent = _fold_heads(build, q_latent, lengths, heads, rank)
+        q_rope = _heads_first(build, _scaled(build, q_rope, scale, rope_dim))
+        q_rope = _fold_heads(build, q_rope, lengths, heads, rope_dim)
         past = self._past_scores(build, (q_latent, q_rope), (past_latent, past_rope))
         new = _scores_of(build, (q_latent, q_rope), (latent, rope))
-        rows = lengths.times(build, build.ints(self.heads))
-        attended = _weigh(
-            build, (past, new), visible, (past_latent, latent), lengths, self.heads, [rows]
-        )  # [b, h * s, k]
-        apart = build.op("Concat", [lengths.batch, build.ints(self.heads), lengths.seq, build.ints(rank)], axis=0)
+        rows = lengths.times(build, build.ints(heads))
+        attended = _weigh(build, (past, new), visible, (past_latent, latent), lengths, heads, [rows])  # [b, h * s, k]
+        apart = build.op("Concat", [lengths.batch, build.ints(heads), lengths.seq, build.ints(rank)], axis=0)
         attended = build.op("Reshape", [attended, apart], allowzero=1)
         # latent outcome [b, h, s, k] -> values [b, h, s, v] -> [b, s, h * v]
         values = _heads_first(build, build.op("MatMul", [attended, up_value]))
-        return build.op("Reshape", [values, build.ints(0, 0, self.heads * self.v_dim)])
-
-    def _absorbed(self, main: ir.Graph, kv_up: ir.Value, rank: int) -> tuple[ir.Value, ir.Value]:
-        key = parameter(main, f"{kv_up.name}.key", [self.heads, self.nope_dim, rank])
-        value = parameter(main, f"{kv_up.name}.value", [self.heads, rank, self.v_dim])
-        return key, value
-
-    def _fold_heads(self, build: Builder, x: ir.Value, lengths: _Lengths, width: int) -> ir.Value:
-        """[b, h, s, k] -> [b, h * s, k]: one GEMM over the shared latent instead of one per head."""
-        rows = lengths.times(build, build.ints(self.heads))
-        return build.op(
-            "Reshape", [x, build.op("Concat", [lengths.batch, rows, build.ints(width)], axis=0)], allowzero=1
-        )
+        return build.op("Reshape", [values, build.ints(0, 0, heads * v_dim)])
 
 
 class LowerGroupedQueryAttention(Lowering):
@@ -80,26 +67,24 @@ class LowerGroupedQueryAttention(Lowering):
 
     op_type = "GroupedQueryAttention"
 
-    def __init__(self, *, heads: int, head_dim: int) -> None:
-        self.heads, self.head_dim = heads, head_dim
-
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         query, key, value, past_key, past_value, visible = given(node)
-        kv_heads, lengths = attribute(node, "kv_heads"), _lengths(build, visible)
-        group = lengths.times(build, build.ints(self.heads // kv_heads))
+        heads, kv_heads, lengths = attribute(node, "heads"), attribute(node, "kv_heads"), _lengths(build, visible)
+        head_dim, value_dim = attribute(node, "head_dim"), attribute(node, "value_dim")
+        group = lengths.times(build, build.ints(heads // kv_heads))
         folded = [build.ints(kv_heads), group]
         # [b, s, h, d] -> [b, h, s, d] -> [b, kv, g * s, d]
-        grouped = _heads_first(build, _scaled(build, query, attribute(node, "scale"), self.head_dim))
-        shape = build.op("Concat", [lengths.batch, *folded, build.ints(self.head_dim)], axis=0)
+        grouped = _heads_first(build, _scaled(build, query, attribute(node, "scale"), head_dim))
+        shape = build.op("Concat", [lengths.batch, *folded, build.ints(head_dim)], axis=0)
         grouped = build.op("Reshape", [grouped, shape], allowzero=1)
         scores = [
             build.op("MatMul", [grouped, build.op("Transpose", [part], perm=[0, 2, 3, 1])]) for part in (past_key, key)
         ]
         rows = [build.op("Transpose", [part], perm=[0, 2, 1, 3]) for part in (past_value, value)]
-        attended = _weigh(build, (scores[0], scores[1]), visible, (rows[0], rows[1]), lengths, self.heads, folded)
-        apart = [lengths.batch, build.ints(self.heads), lengths.seq, build.ints(self.head_dim)]
+        attended = _weigh(build, (scores[0], scores[1]), visible, (rows[0], rows[1]), lengths, heads, folded)
+        apart = [lengths.batch, build.ints(heads), lengths.seq, build.ints(value_dim)]
         attended = build.op("Reshape", [attended, build.op("Concat", apart, axis=0)], allowzero=1)  # [b, h, s, d]
-        return build.op("Reshape", [_heads_first(build, attended), build.ints(0, 0, self.heads * self.head_dim)])
+        return build.op("Reshape", [_heads_first(build, attended), build.ints(0, 0, heads * value_dim)])
 
 
 class _Lengths(NamedTuple):
@@ -127,6 +112,12 @@ def _scaled(build: Builder, x: ir.Value, scale: float, width: int) -> ir.Value:
     Written as a vector: a scalar ONNX Runtime would put into the MatMul behind it, which then is slow for one row.
     """
     return build.op("Mul", [x, build.op("Constant", [], value=ir.tensor(np.full(width, scale, np.float32)))])
+
+
+def _fold_heads(build: Builder, x: ir.Value, lengths: _Lengths, heads: int, width: int) -> ir.Value:
+    """[b, h, s, k] -> [b, h * s, k]: one GEMM over the shared latent instead of one per head."""
+    rows = lengths.times(build, build.ints(heads))
+    return build.op("Reshape", [x, build.op("Concat", [lengths.batch, rows, build.ints(width)], axis=0)], allowzero=1)
 
 
 def _heads_first(build: Builder, x: ir.Value) -> ir.Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mythos_export.graph_parts import Builder, given
-from mythos_export.passes.lower_moe import swiglu
+from mythos_export.passes.lower_moe import Sizes, sizes_of, swiglu
 from mythos_export.passes.rewriting import Lowering
 
 __all__ = ["LowerMoEDense"]
@@ -21,31 +21,33 @@ class LowerMoEDense(Lowering):
 
     op_type = "SparseMoE"
 
-    def __init__(self, *, experts: int, dim: int, expert_dim: int) -> None:
-        self.experts, self.dim, self.expert_dim = experts, dim, expert_dim
-
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
-        experts = build.ints(*range(self.experts))
+        sizes = sizes_of(node)
+        experts = build.ints(*range(sizes.experts))
         hits = build.op("Equal", [build.op("Unsqueeze", [chosen, build.ints(2)]), experts])  # [n, k, experts]
         shares = build.op("Where", [hits, build.op("Unsqueeze", [weights, build.ints(2)]), build.scalar(0.0)])
         shares = build.op("ReduceSum", [shares, build.ints(1)], keepdims=0)  # [n, experts]
         mixed = None
-        for index, share in enumerate(self._columns(build, shares)):
-            weighed = self._weighed(build, tokens, share, main, index)
+        for index, share in enumerate(self._columns(build, shares, sizes.experts)):
+            weighed = self._weighed(build, tokens, share, main, index, sizes)
             mixed = weighed if mixed is None else build.op("Add", [mixed, weighed])
         assert mixed is not None  # a config has one expert at least
         return mixed
 
-    def _columns(self, build: Builder, shares: ir.Value) -> list[ir.Value]:
+    @staticmethod
+    def _columns(build: Builder, shares: ir.Value, experts: int) -> list[ir.Value]:
         """Each expert's shares, [n, 1]."""
-        if self.experts == 1:
+        if experts == 1:
             return [shares]
-        return build.op("Split", [shares], outputs=self.experts, axis=1, num_outputs=self.experts)
+        return build.op("Split", [shares], outputs=experts, axis=1, num_outputs=experts)
 
-    def _weighed(self, build: Builder, tokens: ir.Value, share: ir.Value, main: ir.Graph, index: int) -> ir.Value:
+    @staticmethod
+    def _weighed(
+        build: Builder, tokens: ir.Value, share: ir.Value, main: ir.Graph, index: int, sizes: Sizes
+    ) -> ir.Value:
         """[n, d]. Where the share is 0 the expert's answer may be anything, infinity in fp16 too: it is left out."""
-        out = swiglu(build, tokens, main, index, self.dim, self.expert_dim)
+        out = swiglu(build, tokens, main, index, sizes)
         zero = build.scalar(0.0)
         wanted = build.op("Greater", [share, zero])
         return build.op("Mul", [build.op("Where", [wanted, out, zero]), share])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mythos_export.graph_parts import RUNTIME_DOMAIN, Builder, given, parameter
+from mythos_export.passes.lower_moe import sizes_of
 from mythos_export.passes.rewriting import Lowering
 from mythos_export.quantization import ROUTED_EXPERTS, Quantization, stored_name
 
@@ -28,11 +29,8 @@ class LowerMoEFused(Lowering):
 
     op_type = "SparseMoE"
 
-    def __init__(self, quantization: Quantization, *, experts: int, top_k: int, dim: int, expert_dim: int) -> None:
-        if quantization.block is None or dim % quantization.block or expert_dim % quantization.block:
-            raise ValueError(f"blocks of {quantization.block} do not divide dim {dim} and expert_dim {expert_dim}")
-        self.quantization, self.block = quantization, quantization.block
-        self.experts, self.top_k, self.dim, self.expert_dim = experts, top_k, dim, expert_dim
+    def __init__(self, quantization: Quantization) -> None:
+        self.quantization = quantization
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         model.graph.opset_imports[RUNTIME_DOMAIN] = 1
@@ -40,18 +38,22 @@ class LowerMoEFused(Lowering):
 
     def lower(self, build: Builder, node: ir.Node, main: ir.Graph) -> ir.Value:
         tokens, chosen, weights = given(node)  # [n, d], [n, k], [n, k]
-        gate_up = self._stack(main, "gate_up", 2 * self.expert_dim, self.dim)
-        down = self._stack(main, "down", self.dim, self.expert_dim)
+        experts, top_k, dim, expert_dim = sizes_of(node)
+        block = self.quantization.block
+        if block is None or dim % block or expert_dim % block:
+            raise ValueError(f"blocks of {block} do not divide dim {dim} and expert_dim {expert_dim}")
+        gate_up = self._stack(main, "gate_up", [experts, 2 * expert_dim, dim], block)
+        down = self._stack(main, "down", [experts, dim, expert_dim], block)
         rows = build.op("Shape", [chosen], start=0, end=1)
-        nowhere = build.op("ConstantOfShape", [build.op("Concat", [rows, build.ints(self.experts)], axis=0)])
+        nowhere = build.op("ConstantOfShape", [build.op("Concat", [rows, build.ints(experts)], axis=0)])
         shares = build.op("ScatterElements", [nowhere, chosen, weights], axis=1)  # [n, experts]
         inputs = [tokens, shares, *gate_up, None, *down]
         return build.runtime_op(
             "QMoE",
             [*inputs, *[None] * (_MIXING_WEIGHTS - len(inputs)), shares],
-            k=self.top_k,
+            k=top_k,
             expert_weight_bits=self.quantization.format.bits,
-            block_size=self.block,
+            block_size=block,
             accuracy_level=4,
             activation_type="swiglu",
             activation_alpha=1.0,
@@ -60,10 +62,11 @@ class LowerMoEFused(Lowering):
             normalize_routing_weights=0,
         )
 
-    def _stack(self, main: ir.Graph, name: str, channels: int, contraction: int) -> list[ir.Value]:
+    def _stack(self, main: ir.Graph, name: str, shape: list[int], block: int) -> list[ir.Value]:
         """Numbers and scales of all experts; the scales come first in the graph, and so into the data file."""
+        *channels, contraction = shape
         stacked = stored_name(f"{ROUTED_EXPERTS}.{name}", self.quantization)
-        scales = parameter(main, f"{stacked}.scale", [self.experts, channels, contraction // self.block])
-        numbers = parameter(main, stacked, [self.experts, channels, self.quantization.bytes_of(contraction)])
+        scales = parameter(main, f"{stacked}.scale", [*channels, contraction // block])
+        numbers = parameter(main, stacked, [*channels, self.quantization.bytes_of(contraction)])
         numbers.type = ir.TensorType(self.quantization.dtype)
         return [numbers, scales]

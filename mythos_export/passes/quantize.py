@@ -56,7 +56,6 @@ class Quantize(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantise, or raise MissingRange or NothingToQuantize."""
         self._main = model.graph
-        self._loop_index = recurrent_loop(model.graph).attributes["body"].as_graph().inputs[0]
         self._scaled: dict[ir.Value, _Scaled] = {}
         linears = [linear for linear in find_linears(model) if linear.layer not in self.keep]
         if not linears:
@@ -130,7 +129,8 @@ class Quantize(ir.passes.InPlacePass):
         assert producer is not None
         build = Builder(f"{root.name}.by_depth")
         last = _constant(graph, f"{point}.last_depth", np.int64(len(scales) - 1))
-        depth = build.op("Min", [self._loop_index, last])
+        loop_index = recurrent_loop(self._main).attributes["body"].as_graph().inputs[0]
+        depth = build.op("Min", [loop_index, last])
         # _constant makes each table once, though several values (the experts') share a point
         redo, undo = (
             build.op("Gather", [_constant(graph, f"{point}.{name}", table), depth], axis=0)

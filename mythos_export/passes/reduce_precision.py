@@ -67,6 +67,8 @@ class ReducePrecision(ir.passes.InPlacePass):
             node = value.producer()
             if node is not None and node.name == LOOP_NAME:
                 pending.append(node.attributes["body"].as_graph().outputs[node.outputs.index(value) + 1])
+            elif node is not None and _flattens_scans(node):
+                pending.extend(node.inputs[:1])  # type: ignore[arg-type]  # a Reshape has its first input
             elif node is not None and node.op_type in ("Concat", "Unsqueeze"):
                 pending.extend(part for part in node.inputs[: None if node.op_type == "Concat" else 1] if part)
             else:
@@ -134,3 +136,9 @@ class ReducePrecision(ir.passes.InPlacePass):
             home.insert_before(next(iter(home)) if at_home else user, build.nodes)
             self._casts[home, value] = result
         return self._casts[home, value]
+
+
+def _flattens_scans(node: ir.Node) -> bool:
+    """Does it put the layers of a Loop's scan, [trips, layers, ...], into one row?"""
+    source = node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] is not None else None
+    return source is not None and source.name == LOOP_NAME

@@ -8,11 +8,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from mythos_export.graph_parts import Builder, recurrent_loop
+from mythos_export.graph_parts import Builder, flattened_rows, recurrent_loop, state_count
 
 __all__ = ["Unroll"]
-
-_STATE = 3  # hidden, output, cumulative_p
 
 
 class Unroll(ir.passes.InPlacePass):
@@ -25,7 +23,7 @@ class Unroll(ir.passes.InPlacePass):
         graph = model.graph
         loop = recurrent_loop(graph)
         state: list[ir.Value] = [value for value in loop.inputs[2:] if value is not None]
-        scans: list[list[ir.Value]] = [[] for _ in loop.outputs[_STATE:]]
+        scans: list[list[ir.Value]] = [[] for _ in loop.outputs[state_count(loop) :]]
         for index in range(self.depth):
             state, rows = self._copy_body(graph, loop, index, state)
             for scan, value in zip(scans, rows):
@@ -34,6 +32,8 @@ class Unroll(ir.passes.InPlacePass):
         results = [*state, *(self._stack(build, scan) for scan in scans)]
         graph.insert_before(loop, build.nodes)
         for old, new in zip(loop.outputs, results):
+            if (flat := flattened_rows(old)) is not None:
+                flat.shape = self._flattened(old, flat.shape)
             if old.is_graph_output():
                 new.name, new.type, new.shape = old.name, old.type, self._fixed(old.shape)
             convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -64,7 +64,7 @@ class Unroll(ir.passes.InPlacePass):
         nodes = list(body)
         body.remove(nodes)
         graph.insert_before(loop, [*build.nodes, *nodes])
-        return results[:_STATE], results[_STATE:]
+        return results[: len(state)], results[len(state) :]
 
     @staticmethod
     def _take_constant(graph: ir.Graph, value: ir.Value, index: int) -> None:
@@ -77,6 +77,11 @@ class Unroll(ir.passes.InPlacePass):
     def _stack(build: Builder, values: list[ir.Value]) -> ir.Value:
         rows = [build.op("Unsqueeze", [value, build.ints(0)]) for value in values]
         return build.op("Concat", rows, axis=0)
+
+    def _flattened(self, scan: ir.Value, rows: ir.Shape | None) -> ir.Shape | None:
+        """Of [trips * layers, ...], from the scan [trips, layers, ...]."""
+        assert scan.shape is not None and isinstance(scan.shape[1], int)
+        return ir.Shape([self.depth * scan.shape[1], *list(rows)[1:]]) if rows is not None else None
 
     def _fixed(self, shape: ir.Shape | None) -> ir.Shape | None:
         return ir.Shape([self.depth, *list(shape)[1:]]) if shape is not None else None

@@ -24,10 +24,11 @@ from mythos_export.bundle import GraphFile
 from mythos_export.graph_parts import recurrent_loop
 from mythos_export.linears import layer_names
 from mythos_export.quantization import EMBEDDING
-from reference_model.attention import LatentAttention, Rows
-from reference_model.cache import Cache
 from reference_model.checkpoint import SeededWeights, load_model
+from reference_model.components.attention import LatentAttention
 from reference_model.config import MythosConfig
+from reference_model.open_mythos.cache import Cache
+from reference_model.ops import Rows
 
 LOOPS, PROMPT = 4, 9  # as in conftest.py
 

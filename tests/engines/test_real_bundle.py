@@ -13,7 +13,7 @@ import torch
 import engines
 from reference_model.checkpoint import SeededWeights, load_model
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel, generate_greedy
+from reference_model.open_mythos.model import MythosModel, generate_greedy
 
 TOKENS = 64
 LOOPS = (1, 2, 4, 8, 16, 24)

@@ -164,10 +164,6 @@ def test_an_export_with_a_finding_is_not_kept(
     import mythos_export.passes
     from mythos_export.passes import LowerMoEGrouped
 
-    class Grouped(LowerMoEGrouped):
-        def __init__(self, *, experts: int, dim: int, expert_dim: int) -> None:
-            super().__init__(experts=experts, top_k=2, dim=dim, expert_dim=expert_dim)
-
-    monkeypatch.setattr(mythos_export.passes, "LowerMoEDense", Grouped)
+    monkeypatch.setattr(mythos_export.passes, "LowerMoEDense", LowerMoEGrouped)
     with pytest.raises(LintFailed, match=r"model\.onnx: TensorRT would refuse .*SparseMoE.*compute densely"):
         make_bundle(mla_config, target="tensorrt")

@@ -169,7 +169,7 @@ def test_a_layer_is_one_node(config: MythosConfig, precision: str) -> None:
     assert dict(model.opset_imports) == {"": 21, "com.microsoft": 1}
     add_probes(model)  # raises where the parity check would find nothing to look at
     assert {"probe.router_scores", "probe.experts"} <= {str(value.name) for value in model.graph.outputs}
-    assert PROBES["experts"] == "step.router.experts"
+    assert PROBES["experts"] == "step.0.router.experts"
 
 
 def test_scales_of_stacks_are_written_before_their_numbers(config: MythosConfig, precision: str) -> None:

@@ -13,7 +13,7 @@ from mythos_export.progress import Reporter
 from mythos_export.requests import default_name
 from reference_model.checkpoint import CheckpointError, SeededWeights
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
+from reference_model.open_mythos.model import MythosModel
 
 
 class Altered(SeededWeights):

@@ -9,16 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from mythos_export import passes
-from mythos_export.assemble import assemble
 from mythos_export.bundle import Bundle
 from mythos_export.graph_parts import recurrent_loop
+from mythos_export.graphs import assembled
 from mythos_export.linears import contractions, layer_names
 from mythos_export.parity.run import check_parity
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.progress import Reporter
 from mythos_export.quantization import EMBEDDING
 from mythos_export.targets import TARGETS
-from mythos_export.trace import trace_stages
 from reference_model.checkpoint import SeededWeights
 from reference_model.config import MythosConfig
 
@@ -57,7 +56,7 @@ def test_only_whole_blocks_of_int4(mla_config: MythosConfig) -> None:
 
 
 def test_scans_leave_the_loop_in_fp32(mla_config: MythosConfig) -> None:
-    model = assemble(trace_stages(mla_config, opset=21), mla_config, opset=21)
+    model = assembled(mla_config, opset=21)
     entry = TARGETS["tensorrt"]
     for rewrite in entry.lowerings(mla_config, "fp32", None):  # type: ignore[arg-type]
         rewrite(model)

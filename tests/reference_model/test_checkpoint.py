@@ -24,7 +24,7 @@ from reference_model.checkpoint import (
     parameter_shapes,
 )
 from reference_model.config import SCALES, MythosConfig
-from reference_model.model import MythosModel
+from reference_model.open_mythos.model import MythosModel
 
 State = dict[str, torch.Tensor]
 

@@ -7,7 +7,7 @@ import torch
 
 from reference_model.checkpoint import CheckpointError, SeededWeights, load_model
 from reference_model.config import SCALES, MythosConfig
-from reference_model.model import MythosModel, Output, generate_greedy
+from reference_model.open_mythos.model import MythosModel, Trajectory, generate_greedy
 
 TOKENS, MAX_LOOPS = 64, 32
 PINNED = [0.5420166, -0.3879602, 1.1176548]  # first values of embed.weight at seed 0, dim 64
@@ -46,7 +46,7 @@ def ids(config: MythosConfig) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def deep(model: MythosModel, ids: torch.Tensor) -> Output:
+def deep(model: MythosModel, ids: torch.Tensor) -> Trajectory:
     with torch.inference_mode():
         return model(ids, MAX_LOOPS)
 
@@ -76,17 +76,17 @@ class TestSeed:
 class TestEventful:
     """What a comparison needs, so that an error somewhere shows in the logits."""
 
-    def test_hidden_states_stay_of_order_one(self, deep: Output) -> None:
+    def test_hidden_states_stay_of_order_one(self, deep: Trajectory) -> None:
         for step in deep.trace:
             assert 0.5 < step.hidden.square().mean().sqrt() < 10
 
-    def test_tokens_halt_at_many_depths_and_some_never(self, deep: Output, config: MythosConfig) -> None:
+    def test_tokens_halt_at_many_depths_and_some_never(self, deep: Trajectory, config: MythosConfig) -> None:
         depths = deep.halting_depth.clamp(max=16)
         assert len(depths.unique()) >= 5
         spent = sum(step.act_weight for step in deep.trace[:16])
         assert 0 < (spent < config.act_threshold).sum() < TOKENS - 5  # and most do
 
-    def test_logits_have_range(self, deep: Output) -> None:
+    def test_logits_have_range(self, deep: Trajectory) -> None:
         assert deep.logits.isfinite().all()
         assert 1 < deep.logits.max() - deep.logits.min() < 100
 
@@ -104,7 +104,7 @@ class TestEventful:
                 difference = (model(changed, 8, logits_to_keep=1).logits - before).abs().max()
                 assert difference > 1e-3 * (before.max() - before.min())
 
-    def test_the_router_decides(self, deep: Output, config: MythosConfig) -> None:
+    def test_the_router_decides(self, deep: Trajectory, config: MythosConfig) -> None:
         chosen = torch.cat([step.routing.experts for step in deep.trace])
         assert len(chosen.unique()) == config.n_experts
         ranked = deep.trace[4].routing.scores.sort(-1, descending=True).values

@@ -11,9 +11,9 @@ from eventful import configs, eventful_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reference_model.cache import Cache
 from reference_model.config import SCALES, MythosConfig
-from reference_model.model import MythosModel, generate_greedy
+from reference_model.open_mythos.cache import Cache
+from reference_model.open_mythos.model import MythosModel, generate_greedy
 
 RELATIVE = 1e-5  # of the largest logit
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
 from reference_model.nano import CHECKPOINT, CONFIG, MODEL_CARD, TOKENIZER, task
+from reference_model.open_mythos.model import MythosModel
 from tools import train_nano
 
 SEEDS = st.integers(0, 2**32)

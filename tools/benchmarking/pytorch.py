@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reference_model.cache import Cache
 from reference_model.checkpoint import SeededWeights, WeightSource, load_model, open_checkpoint, parameter_shapes
 from reference_model.config import MythosConfig
-from reference_model.model import MythosModel
+from reference_model.open_mythos.cache import Cache
+from reference_model.open_mythos.model import MythosModel
 from tools.benchmarking.contestants import Contestant, Logits, Running, Spec
 from tools.benchmarking.context import STAGES, Context
 

@@ -18,7 +18,7 @@ from mythos_export.parity.run import check_parity
 from mythos_export.progress import Reporter
 from reference_model.checkpoint import SeededWeights, load_model
 from reference_model.config import MythosConfig
-from reference_model.model import generate_greedy
+from reference_model.open_mythos.model import generate_greedy
 
 MakeBundle = Callable[..., Bundle]
 LOOPS = (1, 2, 4, 8, 16)  # the depth-LoRA table of the test model ends at 6

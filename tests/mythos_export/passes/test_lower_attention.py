@@ -11,8 +11,9 @@ from stored_weights import session
 
 from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerLatentAttention
-from reference_model.attention import LatentAttention, visible_keys
+from reference_model.components.attention import LatentAttention, visible_keys
 from reference_model.config import MythosConfig
+from reference_model.open_mythos.blocks import attention as attention_of
 
 FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
 
@@ -26,7 +27,8 @@ def graph(config: MythosConfig, attention: LatentAttention) -> ir.Model:
     inputs += [value("visible", BOOL, ["b", 1, "s", "t"])]
     kv_up = value("kv_up.weight", FLOAT, list(attention.kv_up.weight.shape))
     build = Builder("attend")
-    out = build.domain_op("LatentAttention", [*inputs, kv_up], scale=attention.scale)
+    widths = {"nope_dim": config.qk_nope_head_dim, "rope_dim": rope, "v_dim": config.v_head_dim}
+    out = build.domain_op("LatentAttention", [*inputs, kv_up], scale=attention.scale, heads=heads, **widths)
     out.name, out.type, out.shape = "out", ir.TensorType(FLOAT), ir.Shape(["b", "s", heads * config.v_head_dim])
     made = ir.Graph(inputs, [out], nodes=build.take(), opset_imports={"": 21, "mythos": 1}, name="attend")
     return ir.Model(made, ir_version=10)
@@ -34,8 +36,8 @@ def graph(config: MythosConfig, attention: LatentAttention) -> ir.Model:
 
 def lowered(config: MythosConfig, attention: LatentAttention, *, past_first: bool) -> ir.Model:
     model = graph(config, attention)
-    nope, rope, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    LowerLatentAttention(heads=config.n_heads, nope_dim=nope, rope_dim=rope, v_dim=v, past_first=past_first)(model)
+    nope = config.qk_nope_head_dim
+    LowerLatentAttention(past_first=past_first)(model)
     per_head = attention.kv_up.weight.detach().unflatten(0, (config.n_heads, -1))
     absorbed = {"key": per_head[:, :nope], "value": per_head[:, nope:].transpose(1, 2)}
     for name, weight in absorbed.items():
@@ -50,7 +52,7 @@ def test_it_attends_as_the_reference_does(
     mla_config: MythosConfig, batch: int, seq: int, past: int, past_first: bool
 ) -> None:
     draw = torch.Generator().manual_seed(0)
-    attention = LatentAttention(mla_config)
+    attention = attention_of(mla_config)
     torch.nn.init.normal_(attention.kv_up.weight, std=0.5, generator=draw)
 
     def rows(length: int, *sizes: int) -> torch.Tensor:
@@ -71,6 +73,6 @@ def test_it_attends_as_the_reference_does(
 
 def test_the_past_is_turned_over_only_where_it_is_not_first(mla_config: MythosConfig) -> None:
     for past_first in (False, True):
-        model = lowered(mla_config, LatentAttention(mla_config), past_first=past_first)
+        model = lowered(mla_config, attention_of(mla_config), past_first=past_first)
         turned = {node.inputs[0].name for node in model.graph if node.op_type == "Transpose" and node.inputs[0]}
         assert (turned & {"past_latent", "past_rope"} == set()) == past_first

@@ -14,16 +14,16 @@ from stored_weights import bound, eventful_weights, session, state_of
 from mythos_export.passes import LowerMoEGrouped
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import ROUTED_EXPERTS
+from reference_model.components.moe import MixtureOfExperts, Routing
 from reference_model.config import MythosConfig
-from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.blocks import mixture_sizes
 
 PREFIX = "recurrent.block.ffn."
 
 
 def lowered(config: MythosConfig) -> ir.Model:
     model = graph_of_mixture(config)
-    sizes = {"top_k": config.n_experts_per_tok, "dim": config.dim, "expert_dim": config.expert_dim}
-    LowerMoEGrouped(experts=config.n_experts, **sizes)(model)
+    LowerMoEGrouped()(model)
     return model
 
 
@@ -35,7 +35,7 @@ def test_it_computes_the_references_mixture(mla_config: MythosConfig, fields: di
     config = replace(mla_config, **fields)
     model = lowered(config)
     arrays = bound([model], eventful_weights(config), config)
-    reference = MixtureOfExperts(config)
+    reference = MixtureOfExperts(mixture_sizes(config))
     state = {name.removeprefix(PREFIX): value for name, value in state_of(arrays, config).items()}
     assert not reference.load_state_dict(state, strict=False).unexpected_keys
     rng, runtime = np.random.default_rng(0), session(model)
@@ -69,4 +69,4 @@ def test_a_token_that_weighs_nothing_reaches_no_expert(mla_config: MythosConfig)
 
 def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None:
     with pytest.raises(PassDidNothing, match="holds no SparseMoE"):
-        LowerMoEGrouped(experts=6, top_k=2, dim=64, expert_dim=32)(lowered(mla_config))
+        LowerMoEGrouped()(lowered(mla_config))

@@ -15,15 +15,16 @@ from stored_weights import bound, eventful_weights, session, state_of
 from mythos_export.passes import LowerMoEDense
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import ROUTED_EXPERTS
+from reference_model.components.moe import MixtureOfExperts, Routing
 from reference_model.config import MythosConfig
-from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.blocks import mixture_sizes
 
 PREFIX = "recurrent.block.ffn."
 
 
 def lowered(config: MythosConfig) -> ir.Model:
     model = graph_of_mixture(config)
-    LowerMoEDense(experts=config.n_experts, dim=config.dim, expert_dim=config.expert_dim)(model)
+    LowerMoEDense()(model)
     return model
 
 
@@ -34,7 +35,7 @@ def test_it_computes_the_references_mixture(mla_config: MythosConfig, fields: di
     config = replace(mla_config, **fields)
     model = lowered(config)
     arrays = bound([model], eventful_weights(config), config)
-    reference = MixtureOfExperts(config)
+    reference = MixtureOfExperts(mixture_sizes(config))
     state = {name.removeprefix(PREFIX): value for name, value in state_of(arrays, config).items()}
     assert not reference.load_state_dict(state, strict=False).unexpected_keys
     rng, runtime = np.random.default_rng(0), session(model)
@@ -72,4 +73,4 @@ def test_no_size_depends_on_the_routing(mla_config: MythosConfig) -> None:
 
 def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None:
     with pytest.raises(PassDidNothing, match="holds no SparseMoE"):
-        LowerMoEDense(experts=6, dim=64, expert_dim=32)(lowered(mla_config))
+        LowerMoEDense()(lowered(mla_config))

@@ -8,16 +8,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from mixtures import graph_of_mixture
 from stored_weights import RUNS_INT4, bound, eventful_weights, session, state_of
 
 from calibration.simulate import round_blocks
-from mythos_export.graph_parts import Builder
 from mythos_export.passes import LowerMoEFused, LowerMoEGrouped, QuantizeNBits
 from mythos_export.passes.rewriting import PassDidNothing
 from mythos_export.quantization import EMBEDDING, ROUTED_EXPERTS, Choices, blockwise
 from mythos_export.targets import TARGETS
+from reference_model.components.moe import MixtureOfExperts, Routing
 from reference_model.config import MythosConfig
-from reference_model.moe import MixtureOfExperts, Routing
+from reference_model.open_mythos.blocks import mixture_sizes
 
 pytestmark = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older than the target's minimum")
 
@@ -27,35 +28,8 @@ pytestmark = pytest.mark.skipif(not RUNS_INT4, reason="this onnxruntime is older
 EXACT, FLIPPED = 2e-6, 2e-3
 
 
-def graph_of_mixture(config: MythosConfig) -> ir.Model:
-    """tokens [n, d], chosen and weights [n, k] -> mixture [n, d]."""
-    n, k = "n", config.n_experts_per_tok
-    inputs = [
-        ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([n, size]))
-        for name, dtype, size in (
-            ("tokens", ir.DataType.FLOAT, config.dim),
-            ("chosen", ir.DataType.INT64, k),
-            ("weights", ir.DataType.FLOAT, k),
-        )
-    ]
-    build = Builder("moe")
-    mixed = build.domain_op("SparseMoE", inputs)
-    mixed.name, mixed.type, mixed.shape = "mixed", ir.TensorType(ir.DataType.FLOAT), ir.Shape([n, config.dim])
-    graph = ir.Graph(inputs, [mixed], nodes=build.take(), opset_imports={"": 21, "mythos": 1}, name="moe")
-    return ir.Model(graph, ir_version=10)
-
-
 def fused(config: MythosConfig, precision: str = "int4") -> LowerMoEFused:
-    return LowerMoEFused(blockwise(config, precision), **sizes_of(config))
-
-
-def sizes_of(config: MythosConfig) -> dict[str, int]:
-    return {
-        "experts": config.n_experts,
-        "top_k": config.n_experts_per_tok,
-        "dim": config.dim,
-        "expert_dim": config.expert_dim,
-    }
+    return LowerMoEFused(blockwise(config, precision))
 
 
 def lowered(config: MythosConfig, *, kernel: str, precision: str = "int4") -> ir.Model:
@@ -63,14 +37,14 @@ def lowered(config: MythosConfig, *, kernel: str, precision: str = "int4") -> ir
     if kernel == "QMoE":
         fused(config, precision)(model)
     else:
-        LowerMoEGrouped(**sizes_of(config))(model)
+        LowerMoEGrouped()(model)
         QuantizeNBits(blockwise(config, precision), Choices(keep=frozenset({EMBEDDING})))(model)
     return model
 
 
 def rounding_mixture(config: MythosConfig, arrays: dict[str, np.ndarray]) -> MixtureOfExperts:
     """The reference's, with the weights that the graph holds and inputs rounded as its kernels do."""
-    moe, block = MixtureOfExperts(config), blockwise(config, "int4").block
+    moe, block = MixtureOfExperts(mixture_sizes(config)), blockwise(config, "int4").block
     for expert in moe.routed_experts:
         for linear in expert.children():
             linear.register_forward_pre_hook(lambda _, inputs: (round_blocks(inputs[0], block),))
@@ -158,8 +132,10 @@ def test_all_experts_are_one_node_over_two_stacks(
 def test_the_kernel_is_refused_sizes_that_the_block_does_not_divide(
     mla_config: MythosConfig, fields: dict[str, int]
 ) -> None:
-    with pytest.raises(ValueError, match="blocks of 32 do not divide"):
-        fused(replace(mla_config, **fields))
+    config = replace(mla_config, **fields)
+    with pytest.raises(ir.passes.PassError) as refused:
+        ir.passes.Sequential(fused(config))(graph_of_mixture(config))
+    assert "blocks of 32 do not divide" in str(refused.value.__cause__)
 
 
 def test_a_graph_without_a_mixture_is_an_error(mla_config: MythosConfig) -> None:

@@ -6,26 +6,28 @@ same weights, and adds left padding, chunked prefill and a depth per sequence. C
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_model.attention import Rows, visible_keys
-from reference_model.block import DenseBlock
-from reference_model.cache import Cache
+from reference_model.components.attention import visible_keys
+from reference_model.components.component import Component
+from reference_model.components.norms import RMSNorm
+from reference_model.components.rope import rope_at, rope_frequencies
 from reference_model.config import MythosConfig
-from reference_model.layers import RMSNorm, Rope, rope_at, rope_frequencies
-from reference_model.recurrent import LoopState, RecurrentBlock, StepTrace
+from reference_model.open_mythos.blocks import EPSILON, dense_block
+from reference_model.open_mythos.cache import Cache
+from reference_model.open_mythos.recurrent import Decisions, LoopState, RecurrentBlock, StepTrace
+from reference_model.ops import Rope, Rows
 
-__all__ = ["MythosModel", "Output", "generate_greedy"]
+__all__ = ["MythosModel", "Trajectory", "generate_greedy"]
 
 
 @dataclass(frozen=True)
-class Output:
-    """Result of one forward pass over s new tokens."""
+class Trajectory:
+    """One pass over s new tokens: what came out, and what every loop did."""
 
     logits: Tensor  # [b, k, vocab]
     rows: Cache  # what this call adds to the cache
@@ -33,17 +35,17 @@ class Output:
     trace: tuple[StepTrace, ...]  # one entry per loop
 
 
-class MythosModel(nn.Module):
+class MythosModel(Component):
     """OpenMythos; parameter names are upstream's, so state dicts travel both ways."""
 
     def __init__(self, config: MythosConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim)  # also the output head (tied)
-        self.prelude = nn.ModuleList(DenseBlock(config) for _ in range(config.prelude_layers))
+        self.prelude = nn.ModuleList(dense_block(config) for _ in range(config.prelude_layers))
         self.recurrent = RecurrentBlock(config)
-        self.coda = nn.ModuleList(DenseBlock(config) for _ in range(config.coda_layers))
-        self.norm = RMSNorm(config.dim)
+        self.coda = nn.ModuleList(dense_block(config) for _ in range(config.coda_layers))
+        self.norm = RMSNorm(config.dim, EPSILON)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -57,7 +59,8 @@ class MythosModel(nn.Module):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         logits_to_keep: int = 0,
-    ) -> Output:
+        follow: Sequence[Decisions] | None = None,
+    ) -> Trajectory:
         """Run s new tokens per sequence.
 
         Args:
@@ -67,9 +70,11 @@ class MythosModel(nn.Module):
             position_ids: int64 [b, s]; counted from the mask if absent.
             cache: rows of the p tokens before; none if absent.
             logits_to_keep: logits of the last k positions only; 0 for all.
+            follow: what another run did, loop by loop: start every loop from its hidden state, and mix the experts
+                that it chose; the result still says what the model would have chosen itself.
 
         Raises:
-            ValueError: a depth below 1, or deeper than the cache.
+            ValueError: a depth below 1, or deeper than the cache or than the run to follow.
         """
         batch, new_tokens = input_ids.shape
         depths = self._depths(n_loops, batch, input_ids.device)
@@ -79,6 +84,8 @@ class MythosModel(nn.Module):
             raise ValueError(
                 f"n_loops {loops} exceeds the {past.loops} depths in the cache; a sequence keeps its depth for life"
             )
+        if follow is not None and len(follow) < loops:
+            raise ValueError(f"n_loops {loops} exceeds the {len(follow)} loops of the run to follow")
         if attention_mask is None:
             attention_mask = input_ids.new_ones(batch, past.length + new_tokens)
         if position_ids is None:
@@ -92,13 +99,15 @@ class MythosModel(nn.Module):
         for loop in range(loops):
             index = torch.tensor(loop, device=input_ids.device)
             past_rows = past.recurrent[0][loop], past.recurrent[1][loop]
-            state, rows, step = self.recurrent.step(state, encoded, index, depths, rope, visible, past_rows)
+            decisions = None if follow is None else follow[loop]
+            self.ops.enter_loop(loop)
+            state, rows, step = self.recurrent.step(state, encoded, index, depths, rope, visible, past_rows, decisions)
             recurrent_rows.append(rows)
             trace.append(step)
         x, coda_rows = self._dense(self.coda, state.output, rope, visible, past.coda)
 
         empty = Cache.empty(self.config, batch=batch, loops=0, device=input_ids.device)
-        return Output(
+        return Trajectory(
             logits=self.head(x[:, -logits_to_keep:]),
             rows=Cache.stack(prelude_rows, recurrent_rows, coda_rows, like=empty),
             halting_depth=torch.stack([step.running for step in trace]).sum(0),
@@ -107,7 +116,7 @@ class MythosModel(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """[b, k, d] -> logits [b, k, vocab]."""
-        return F.linear(self.norm(x), self.embed.weight)
+        return self.ops.head(self.norm(x), self.embed.weight)
 
     def rope_frequencies(self) -> Tensor:
         """[rope_dim / 2] fp32."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference_model.attention import Rows
 from reference_model.config import MythosConfig
+from reference_model.ops import Rows
 
 __all__ = ["STAGES", "Cache", "part_names", "part_shapes"]
 

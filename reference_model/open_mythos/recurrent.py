@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reference_model.attention import Rows
-from reference_model.block import MoEBlock
+from reference_model.components.component import Component, Linear
+from reference_model.components.moe import Routing
+from reference_model.components.norms import RMSNorm
 from reference_model.config import MythosConfig
-from reference_model.layers import RMSNorm, Rope
-from reference_model.moe import Routing
+from reference_model.open_mythos.blocks import EPSILON, looped_block
+from reference_model.ops import Rope, Rows
 
-__all__ = ["DepthLoRA", "Halting", "Injection", "LoopState", "RecurrentBlock", "StepTrace", "loop_signal"]
+__all__ = ["Decisions", "DepthLoRA", "Halting", "Injection", "LoopState", "RecurrentBlock", "StepTrace", "loop_signal"]
 
 
 class LoopState(NamedTuple):
@@ -43,6 +44,13 @@ class StepTrace(NamedTuple):
     routing: Routing
 
 
+class Decisions(NamedTuple):
+    """What another run did in one loop, to be followed, so that differences do not add up."""
+
+    start: Tensor | None  # [b, s, d] hidden state that the loop begins with; None keeps the model's own
+    experts: Tensor  # int64 [b * s, k] whom to mix
+
+
 def loop_signal(loop_index: Tensor, dim: int, loop_dim: int) -> Tensor:
     """Sinusoidal signal of the loop index in the first `loop_dim` of `dim` channels: [] -> [dim].
 
@@ -56,12 +64,12 @@ def loop_signal(loop_index: Tensor, dim: int, loop_dim: int) -> Tensor:
     return torch.nn.functional.pad(signal, (0, dim - loop_dim))
 
 
-class DepthLoRA(nn.Module):
+class DepthLoRA(Component):
     """Low-rank update whose scale depends on the depth (Bae et al. 2024, arXiv 2410.20672)."""
 
     def __init__(self, config: MythosConfig) -> None:
         super().__init__()
-        self.down = nn.Linear(config.dim, config.lora_rank, bias=False)
+        self.down = Linear(config.dim, config.lora_rank, bias=False)
         self.B = nn.Parameter(torch.randn(config.lora_rank, config.dim) * 0.02)
         self.scale = nn.Embedding(config.max_loop_iters, config.lora_rank)
 
@@ -89,12 +97,12 @@ class Injection(nn.Module):
         return self.transition() * hidden + self.B * encoded + block_out
 
 
-class Halting(nn.Module):
+class Halting(Component):
     """Adaptive computation time (Graves 2016, arXiv 1603.08983; `open_mythos.main.ACTHalting`)."""
 
     def __init__(self, config: MythosConfig) -> None:
         super().__init__()
-        self.halt = nn.Linear(config.dim, 1)
+        self.halt = Linear(config.dim, 1)
         self.threshold = config.act_threshold
 
     def forward(self, hidden: Tensor, cumulative_p: Tensor, within_depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,20 +124,20 @@ class Halting(nn.Module):
 
     def probability(self, hidden: Tensor) -> Tensor:
         """Probability of halting here: [b, s, d] -> [b, s, 1]."""
-        return torch.sigmoid(self.halt(hidden))
+        return self.ops.sigmoid(self.halt(hidden))
 
 
-class RecurrentBlock(nn.Module):
+class RecurrentBlock(Component):
     """The looped block (`open_mythos.main.RecurrentBlock`)."""
 
-    def __init__(self, config: MythosConfig) -> None:
+    def __init__(self, config: MythosConfig, *, with_experts: bool = True) -> None:
         super().__init__()
         self.dim, self.loop_dim = config.dim, config.loop_dim
-        self.block = MoEBlock(config)
+        self.block = looped_block(config, with_experts=with_experts)
         self.injection = Injection(config)
         self.act = Halting(config)
         self.lora = DepthLoRA(config)
-        self.norm = RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim, EPSILON)
 
     def step(
         self,
@@ -140,8 +148,9 @@ class RecurrentBlock(nn.Module):
         rope: Rope,
         visible: Tensor,
         past: Rows,
+        follow: Decisions | None = None,
     ) -> tuple[LoopState, Rows, StepTrace]:
-        """One loop.
+        """One loop: join, block, read-out.
 
         Args:
             state: what the previous loop left, each [b, s, d].
@@ -149,14 +158,28 @@ class RecurrentBlock(nn.Module):
             loop_index: [] int64, 0 for the first loop.
             n_loops: int64 [b], depth of each sequence.
             rope, visible, past: as for a block; `past` is the cache of this very depth.
+            follow: what another run did in this loop.
         """
+        if follow is not None and follow.start is not None:
+            state = state._replace(hidden=follow.start)
+        x, within_depth = self.join(state.hidden, encoded, loop_index, n_loops)
+        experts = None if follow is None else follow.experts
+        block_out, rows, routing = self.block(x, rope, visible, past, within_depth, experts)
+        after, weight, running = self.read_out(block_out, state, encoded, loop_index, within_depth)
+        return after, rows, StepTrace(after.hidden, weight, running, after.cumulative_p[..., 0], routing)
+
+    def join(self, hidden: Tensor, encoded: Tensor, loop_index: Tensor, n_loops: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block reads, [b, s, d], and whether each sequence has loops left, bool [b, 1, 1]."""
         signal = loop_signal(loop_index, self.dim, self.loop_dim)
         within_depth = (loop_index < n_loops)[:, None, None]
-        x = self.norm(state.hidden + signal + encoded)
-        block_out, rows, routing = self.block(x, rope, visible, past, within_depth)
+        return self.norm(hidden + signal + encoded), within_depth
+
+    def read_out(
+        self, block_out: Tensor, state: LoopState, encoded: Tensor, loop_index: Tensor, within_depth: Tensor
+    ) -> tuple[LoopState, Tensor, Tensor]:
+        """The state after a loop, the loop's share of the output [b, s, 1], and whether a token ran it, bool [b, s]."""
         block_out = block_out + self.lora(block_out, loop_index)
         hidden = self.injection(state.hidden, encoded, block_out)
         weight, spent, running = self.act(hidden, state.cumulative_p[..., :1], within_depth)
         after = LoopState(hidden, state.output + weight * hidden, state.cumulative_p + spent)
-        spent_so_far = after.cumulative_p[..., 0]
-        return after, rows, StepTrace(hidden, weight, running.squeeze(-1), spent_so_far, routing)
+        return after, weight, running.squeeze(-1)

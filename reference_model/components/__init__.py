@@ -1,0 +1,1 @@
+"""What model families are built of: norms, rotary positions, attention, feed-forwards, blocks."""

@@ -1,0 +1,1 @@
+"""OpenMythos: prelude, one block that is looped, coda."""
