@@ -13,7 +13,7 @@ from calibration.errors import CalibrationError
 from calibration.recipe import Method, Ranges, Recipe
 from calibration.sensitivity import choose_kept
 from engines.onnxruntime import OnnxRuntimeEngine
-from mythos_export.bundle import Bundle
+from mythos_export.bundle import Bundle, TextRecord
 from mythos_export.linears import kept_layers
 from mythos_export.parity.source import load_graph
 from mythos_export.progress import Reporter
@@ -59,6 +59,7 @@ def choose(
     config: MythosConfig,
     source: WeightSource,
     tokenizer: Path | None,
+    text: TextRecord | None,
     float_bundle: FloatBundle,
     report: Reporter,
 ) -> Chosen:
@@ -66,13 +67,14 @@ def choose(
 
     Args:
         always: layers that stay in float whatever is asked for, and why.
+        text: which special tokens stand around a prompt, and so around the texts of the data.
         float_bundle: makes the same model in fp32, with the Loop, for as long as it is looked at.
 
     Raises:
         CalibrationError: unusable data or recipe, or a layer to keep that there is not.
     """
     recipe = options.recipe
-    samples = samples_for(options.data, config, tokenizer) if recipe is None or options.keep_budget else None
+    samples = samples_for(options.data, config, tokenizer, text) if recipe is None or options.keep_budget else None
     if options.data is not None and not quantization.activations and options.keep_budget is None:
         name = quantization.format.name
         report.say(f"{name} quantises weights only: the calibration data is of use for --keep auto alone")
@@ -92,11 +94,14 @@ def choose(
     return Chosen(Choices(limits, frozenset(kept)), recipe, ranges, kept)
 
 
-def samples_for(data: Path | None, config: MythosConfig, tokenizer: Path | None) -> Samples:
+def samples_for(
+    data: Path | None, config: MythosConfig, tokenizer: Path | None, text: TextRecord | None = None
+) -> Samples:
     """The user's data, or a default set."""
+    vocab_size, max_seq_len = config.vocab_size, config.max_seq_len
     if data is None:
-        return default_samples(vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, tokenizer=tokenizer)
-    return read_samples(data, vocab_size=config.vocab_size, max_seq_len=config.max_seq_len, tokenizer=tokenizer)
+        return default_samples(vocab_size=vocab_size, max_seq_len=max_seq_len, tokenizer=tokenizer, text=text)
+    return read_samples(data, vocab_size=vocab_size, max_seq_len=max_seq_len, tokenizer=tokenizer, text=text)
 
 
 def _check_recipe(recipe: Recipe, quantization: Quantization, config: MythosConfig) -> None:

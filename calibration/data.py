@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
 from engines.errors import one_line
+from mythos_export.bundle import TextRecord
 from reference_model.nano import task
 
 if TYPE_CHECKING:
@@ -59,7 +60,13 @@ class Samples:
 
 
 def read_samples(
-    path: Path, *, vocab_size: int, max_seq_len: int, tokenizer: Path | None, limit: int = _LIMIT
+    path: Path,
+    *,
+    vocab_size: int,
+    max_seq_len: int,
+    tokenizer: Path | None,
+    text: TextRecord | None = None,
+    limit: int = _LIMIT,
 ) -> Samples:
     """Read a `.npy`, `.jsonl`, `.txt` or `.text` file of token ids or text.
 
@@ -68,6 +75,8 @@ def read_samples(
 
     Args:
         tokenizer: a `tokenizer.json`, needed for text; its padding token is removed from ids too.
+        text: which special tokens stand around a text, as around the prompts of the bundle; those that the tokenizer
+            adds itself if None.
         limit: how many sequences to keep.
 
     Raises:
@@ -76,7 +85,7 @@ def read_samples(
     if limit < 1:
         raise CalibrationError(f"limit is {limit}; it must be at least 1")
     _check_file(path)
-    encoder = _Encoder(tokenizer)
+    encoder = _Encoder(tokenizer, text)
     collector = _Collector(str(path), vocab_size, max_seq_len, limit)
     suffix = path.suffix.lower()
     if suffix == ".npy":
@@ -92,15 +101,20 @@ def read_samples(
     return collector.samples(f"{path.name} (sha256 {_sha256(path)})")
 
 
-def default_samples(*, vocab_size: int, max_seq_len: int, tokenizer: Path | None) -> Samples:
+def default_samples(
+    *, vocab_size: int, max_seq_len: int, tokenizer: Path | None, text: TextRecord | None = None
+) -> Samples:
     """Data for a model that came without: nano's task for nano, a text of ours, or random tokens.
+
+    Args:
+        text: as for `read_samples`.
 
     Raises:
         CalibrationError: the tokenizer cannot be read.
     """
     if tokenizer is None:
         return _random_tokens(vocab_size, max_seq_len)
-    encoder = _Encoder(tokenizer)
+    encoder = _Encoder(tokenizer, text)
     if vocab_size == len(task.VOCABULARY) and encoder.is_nanos:
         return _nano_prompts(max_seq_len)
     try:
@@ -249,7 +263,8 @@ class _Spread:
 class _Encoder:
     """A `tokenizer.json` and the token it pads with; or none, and then there is no text."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, text: TextRecord | None) -> None:
+        self._text = text
         self._tokenizer: tokenizers.Tokenizer | None = None
         self.pad: int | None = None  # in token ids
         self.text_pad: int | None = None  # in what `encode` returns
@@ -272,7 +287,7 @@ class _Encoder:
         self.text_pad = None if self.pad in self.encode("", f"{path}: an empty text") else self.pad
 
     def encode(self, text: str, where: str) -> NDArray[np.int64]:
-        """Token ids of a text, [seq], with the special tokens that the tokenizer adds.
+        """Token ids of a text, [seq], with the special tokens that stand around a prompt.
 
         Raises:
             CalibrationError: it cannot be encoded, or there is no tokenizer.
@@ -280,9 +295,12 @@ class _Encoder:
         if self._tokenizer is None:
             raise CalibrationError(f"{where}: text needs a tokenizer, and there is none; give token ids instead")
         try:
-            return np.array(self._tokenizer.encode(text).ids, np.int64)
+            ids = self._tokenizer.encode(text, add_special_tokens=self._text is None).ids
         except Exception as error:
             raise CalibrationError(f"{where}: cannot be encoded ({one_line(error)}); correct or remove it") from error
+        if self._text is not None:
+            ids = [*self._text.prefix, *ids, *self._text.suffix]
+        return np.array(ids, np.int64)
 
     @property
     def is_nanos(self) -> bool:

@@ -227,7 +227,7 @@ def _check_version(ort: Any, bundle: Bundle) -> None:
     if needed is not None and _numbers(ort.__version__) < _numbers(needed):
         raise EngineError(
             f"{bundle.path}: needs onnxruntime {needed} or later, and this is {ort.__version__}; "
-            f'run: pip install "onnxruntime>={needed}"'
+            f'run: pip install "onnxruntime>={needed}", or export it with --minimum-runtime {ort.__version__}'
         )
 
 

@@ -63,7 +63,7 @@ _USER_ERRORS = (
     ("mythos_export.planning.request", "PlanError"),
     ("mythos_export.passes.rewriting", "NothingToQuantize"),
     ("mythos_export.quantization", "MissingRange"),
-    ("mythos_export.requests", "RequestError"),
+    ("mythos_export.errors", "RequestError"),
     ("engines.errors", "EngineError"),
 )
 _NO_MEMORY = "not enough memory; a smaller model, --no-validate, a shorter context or another machine needs less of it"

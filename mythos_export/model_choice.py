@@ -10,19 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mythos_export.errors import RequestError
 from reference_model.checkpoint import SeededWeights, WeightSource, open_checkpoint, parameter_shapes
 from reference_model.config import SCALES, ConfigError, MythosConfig, config_for_scale, read_json_object
 from reference_model.config_fields import without_foreign_fields
 
-__all__ = ["ModelChoice", "RequestError", "resolve_model"]
+__all__ = ["ModelChoice", "resolve_model"]
 
 _HARMLESS = ("dropout", "max_output_tokens", "max_seq_len")  # do not change what the weights compute
 _MOST_PARAMETERS = 1 << 60  # their bytes still count in 64 bits
 _NAMELESS = "model"
-
-
-class RequestError(ValueError):
-    """Options that contradict each other or ask for what there is not."""
 
 
 @dataclass(frozen=True)

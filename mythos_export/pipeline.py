@@ -36,6 +36,7 @@ from mythos_export.html_report.write import add_report
 from mythos_export.linears import ALWAYS_FLOAT, layer_names
 from mythos_export.lints import LintFailed, lint
 from mythos_export.loops import LoopsOption
+from mythos_export.minimum_runtime import minimum_runtime
 from mythos_export.planning.weights import stored_tensors
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices
@@ -72,6 +73,7 @@ class ExportRequest:
     opset: int = 21
     tokenizer: Path | None = None
     text: TextRecord = NO_TEXT
+    runtime: tuple[int, ...] | None = None  # the oldest ONNX Runtime that is to run it
     quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     force: bool = False
     command: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def export(request: ExportRequest, report: Reporter, prove: Prove | None) -> Bun
         if TARGETS[request.target].linted:
             _lint(graphs, folder)
         _write_small_files(request, chosen, folder)
-        manifest = _manifest(request, radius, _hash_files(folder, report))
+        manifest = _manifest(request, radius, minimum_runtime(graphs.values()), _hash_files(folder, report))
         if request.precision in QUANTIZED:
             manifest = _checked(Bundle(folder, manifest), chosen, request.config, report)
         _save(manifest, folder)
@@ -142,16 +144,18 @@ def _choose(request: ExportRequest, folder: Path, report: Reporter) -> Chosen:
 
     if request.precision not in QUANTIZED:
         return Chosen(Choices(), None, None, {})
-    return choose(
+    chosen = choose(
         quantization_of(request.target, request.precision, request.config),
         TARGETS[request.target].float_layers(request.config, request.precision),
         request.quantize,
         request.config,
         request.source,
         request.tokenizer,
+        request.text,
         float_bundle,
         report,
     )
+    return replace(chosen, choices=replace(chosen.choices, runtime=request.runtime))
 
 
 def _checked(bundle: Bundle, chosen: Chosen, config: MythosConfig, report: Reporter) -> Manifest:
@@ -190,7 +194,7 @@ def spectral_radius(source: WeightSource) -> float:
 def _write_weights(
     request: ExportRequest, choices: Choices, graphs: dict[str, ir.Model], folder: Path, report: Reporter
 ) -> None:
-    planned = stored_tensors(request.config, request.target, request.precision, choices.keep)
+    planned = stored_tensors(request.config, request.target, request.precision, choices)
     parameters = weights.parameters_of(graphs.values())
     tensors = weights.bind(parameters, request.source, request.config, [tensor.name for tensor in planned])
     total = sum(tensor.nbytes for tensor in tensors)
@@ -233,7 +237,7 @@ def _hash_files(folder: Path, report: Reporter) -> dict[str, FileEntry]:
         return {path.name: file_entry(path, advance) for path in files}
 
 
-def _manifest(request: ExportRequest, radius: float, files: dict[str, FileEntry]) -> Manifest:
+def _manifest(request: ExportRequest, radius: float, runtime: str | None, files: dict[str, FileEntry]) -> Manifest:
     config = request.config
     parts = cache_parts(config, request.precision)
     return Manifest(
@@ -257,7 +261,7 @@ def _manifest(request: ExportRequest, radius: float, files: dict[str, FileEntry]
         parameters=count_parameters(config),
         spectral_radius=radius,
         session=dict(TARGETS[request.target].session.get(request.precision, {})),
-        minimum_runtime=TARGETS[request.target].minimum_runtime.get(request.precision),
+        minimum_runtime=runtime,
         text=request.text,
         files=files,
     )

@@ -37,7 +37,7 @@ def plan_export(request: ExportRequest, report: Reporter) -> ExportPlan:
     """Build the graphs and count their nodes; no weight is read, and the bytes are counted as `plan` counts them."""
     choices = _any_choices(request)
     graphs = graphs_of(request, report, choices)
-    tensors = stored_tensors(request.config, request.target, request.precision, choices.keep)
+    tensors = stored_tensors(request.config, request.target, request.precision, choices)
     cache = cache_size(cache_parts(request.config, request.precision))
     return ExportPlan(
         name=request.name,
@@ -61,4 +61,4 @@ def _any_choices(request: ExportRequest) -> Choices:
     depths = config.max_loop_iters if options.ranges == "per-depth" else 1
     points = {layer: f"{layer}.input" for layer in layer_names(config)}
     limits = {point: [1.0] * (depths if point.startswith("recurrent.") else 1) for point in points.values()}
-    return Choices(limits, frozenset(kept_layers(config, options.keep)))
+    return Choices(limits, frozenset(kept_layers(config, options.keep)), request.runtime)

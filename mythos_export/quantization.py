@@ -61,6 +61,7 @@ class Choices:
 
     limits: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by activation: one in all, or one per depth
     keep: frozenset[str] = frozenset()  # layers that stay in float
+    runtime: tuple[int, ...] | None = None  # the oldest ONNX Runtime that is to run it; None: only newer ones need to
 
 
 # In standard ONNX; what another target does instead, its entry in `mythos_export.targets` says.

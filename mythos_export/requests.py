@@ -9,12 +9,13 @@ from typing import get_args
 from calibration.choose import QuantizeOptions
 from calibration.methods import METHODS
 from calibration.recipe import Ranges, Recipe
-from mythos_export.model_choice import RequestError
+from mythos_export.errors import RequestError
+from mythos_export.minimum_runtime import read_version
 from mythos_export.quantization import QUANTIZED
 from mythos_export.targets import TARGETS, quantization_of
 from reference_model.config import MythosConfig
 
-__all__ = ["RequestError", "check_target", "default_name", "quantize_options"]
+__all__ = ["RequestError", "check_target", "default_name", "oldest_runtime", "quantize_options"]
 
 _KEPT_SHARE = 0.05  # of the weights, for --keep auto
 
@@ -33,6 +34,21 @@ def check_target(target: str, precision: str, opset: int | None) -> int:
     if opset is not None and not entry.opset <= opset <= entry.newest_opset:
         raise RequestError(f"--opset is {opset}; target {target} takes {entry.opset}..{entry.newest_opset}")
     return opset or entry.opset
+
+
+def oldest_runtime(version: str | None, target: str, precision: str) -> tuple[int, ...] | None:
+    """The oldest ONNX Runtime that a bundle is to run on; None for no wish.
+
+    Raises:
+        RequestError: it is no version, or makes no difference.
+    """
+    if version is None:
+        return None
+    if target != "onnxruntime" or precision not in QUANTIZED:
+        raise RequestError(
+            f"--minimum-runtime does nothing for target {target} in {precision}, which runs on every supported release"
+        )
+    return read_version(version)
 
 
 def quantize_options(

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from mythos_export import passes
 from mythos_export.linears import contractions, layer_names
+from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
 from mythos_export.quantization import EMBEDDING, QUANTIZED, ROUTED_EXPERTS, Choices, Quantization, blockwise
 from reference_model.config import MythosConfig
 
@@ -48,7 +49,6 @@ class Target:
     quantization: Callable[[MythosConfig, str], Quantization] = _standard  # of a quantised precision
     # Layers that a precision leaves in float whatever the user asks for, and why.
     float_layers: Callable[[MythosConfig, str], dict[str, str]] = _reads_act_output
-    minimum_runtime: Mapping[str, str] = field(default_factory=dict)  # by precision, version of ONNX Runtime
     bfloat16_products: bool = False  # does bf16 multiply in bf16, or only store it?
     linted: bool = False  # are the written graphs held against the list of what TensorRT does not take?
 
@@ -127,6 +127,8 @@ def _fits_fused(config: MythosConfig, precision: str, choices: Choices) -> bool:
     """May one kernel take all routed experts? It takes them in whole blocks, and none in float."""
     block = blockwise(config, precision).block
     assert block is not None
+    if choices.runtime is not None and choices.runtime < FUSED_EXPERTS_SINCE:
+        return False
     kept = any(layer.startswith(f"{ROUTED_EXPERTS}.") for layer in choices.keep)
     return not kept and config.dim % block == 0 and config.expert_dim % block == 0
 
@@ -189,7 +191,6 @@ TARGETS: dict[str, Target] = {
         precision_passes=_onnxruntime_precision,
         quantization=blockwise,
         float_layers=_onnxruntime_floats,
-        minimum_runtime={"int8": "1.31", "int4": "1.31"},  # the first whose QMoE knows accuracy levels
     ),
     "tensorrt": Target(
         precisions=("fp32", "fp16", "bf16", "int8", "fp8", "int4"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from engines.errors import one_line
 from engines.text import load_tokenizer
 from mythos_export.bundle import TextRecord
-from mythos_export.model_choice import RequestError
+from mythos_export.errors import RequestError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

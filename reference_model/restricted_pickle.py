@@ -22,13 +22,13 @@ RESAVE = "save it again with torch.save(model.state_dict(), ...) or as safetenso
 # What FSDP leaves on the tensors of a full state dict (torch.distributed.fsdp._state_dict_utils).
 _FSDP_ATTRIBUTES = {"_has_been_cloned": bool}
 # Objects of these names hold a run's settings. They are read as their values, whichever module they come from.
-_CONFIG_ENDINGS = ("Config", "Args", "Arguments", "Namespace", "AttributeDict")
+_CONFIG_ENDINGS = tuple("Config Args Arguments AttributeDict HParams Namespace Options Params Settings".split())
 # What training scripts save beside the weights (states of random generators, versions, paths): read as nothing.
 _BESIDE = frozenset(
     """_codecs.encode builtins.complex builtins.set collections.Counter collections.defaultdict
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct numpy.core.multiarray.scalar
     numpy._core.multiarray.scalar numpy.ndarray numpy.dtype pathlib.Path pathlib.PosixPath pathlib.PurePosixPath
-    pathlib.WindowsPath pathlib.PureWindowsPath torch.torch_version.TorchVersion""".split()
+    pathlib.WindowsPath pathlib.PureWindowsPath torch.torch_version.TorchVersion typing.Any""".split()
 )
 _STORAGE_TYPES = {
     "BFloat16Storage": torch.bfloat16,

@@ -14,9 +14,9 @@ from eventful import eventful_
 
 from calibration.simulate import simulate
 from mythos_export import weights
+from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
 from mythos_export.quantization import TABLE, Choices, Quantization
 from mythos_export.quantized_weights import HEAD, restored_tensors
-from mythos_export.targets import TARGETS
 from reference_model.checkpoint import SeededWeights, load_model
 from reference_model.config import MythosConfig
 from reference_model.model import MythosModel
@@ -26,9 +26,7 @@ __all__ = ["RUNS_INT4", "GivenWeights", "bound", "eventful_weights", "reference_
 Arrays = Mapping[str, np.ndarray]
 
 # int4 for ONNX Runtime needs a release that not every supported Python has.
-RUNS_INT4 = [int(part) for part in onnxruntime.__version__.split(".")[:2]] >= [
-    int(part) for part in TARGETS["onnxruntime"].minimum_runtime["int4"].split(".")
-]
+RUNS_INT4 = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= FUSED_EXPERTS_SINCE
 
 
 class GivenWeights(SeededWeights):

@@ -57,7 +57,7 @@ from typing import Any
 
 from engines.errors import EngineError
 from mythos_export.bundle import Bundle, BundleError
-from mythos_export.requests import RequestError
+from mythos_export.errors import RequestError
 from reference_model.checkpoint import CheckpointError
 from reference_model.config import ConfigError, MythosConfig
 from tools.benchmarking import machine

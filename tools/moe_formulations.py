@@ -44,6 +44,7 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import import_onnxruntime
 from mythos_export import passes
+from mythos_export.minimum_runtime import FUSED_EXPERTS_SINCE
 from mythos_export.quantization import QUANTIZED, Choices, blockwise
 from mythos_export.targets import TARGETS
 from tools.benchmarking import machine
@@ -321,7 +322,7 @@ def _asked_for(names: Sequence[str] | None) -> list[Formulation]:
     version = import_onnxruntime().__version__
     chosen = []
     for each in FORMULATIONS:
-        needed = _TARGET.minimum_runtime.get(each.precision, "0")
+        needed = ".".join(map(str, FUSED_EXPERTS_SINCE)) if each.precision in QUANTIZED else "0"
         runs = _parts(version) >= _parts(needed)
         if runs and (names is None or each.name in names):
             chosen.append(each)

@@ -19,12 +19,12 @@ from mythos_export import __version__
 from mythos_export.building.gemms import FellBack, check_gemms, quantized_products
 from mythos_export.building.profiles import shapes_of
 from mythos_export.bundle import Bundle, GraphFile, file_entry
+from mythos_export.capabilities import LEAST_CAPABILITY, LEAST_OF_RTX
 from mythos_export.progress import Reporter
 
 __all__ = ["BuildError", "BuildFailed", "build_engines", "check_request"]
 
 _TARGET = "tensorrt"
-_LEAST_SM = {"fp8": (8, 9), "int4": (8, 0), "bf16": (8, 0)}  # hardware without them has no kernels to choose from
 _SHOWN = 3
 _WORK = ".building-"
 
@@ -67,8 +67,13 @@ def check_request(bundle: Bundle, library: Library, sms: Sequence[str], *, cuda:
     if len(set(sms)) < len(sms):
         raise BuildError(f"--sm names {next(sm for sm in sms if list(sms).count(sm) > 1)} twice")
     for sm in sms:
-        least = _LEAST_SM.get(manifest.precision, (0, 0))
-        if tuple(map(int, sm.split("."))) < least:
+        least, capability = LEAST_CAPABILITY.get(manifest.precision, (0, 0)), tuple(map(int, sm.split(".")))
+        if library.is_rtx and capability < LEAST_OF_RTX:
+            raise BuildError(
+                f"--sm {sm}: {library.label} has no fp32 products there, which every graph needs; they "
+                f"build from {LEAST_OF_RTX[0]}.{LEAST_OF_RTX[1]} on, or with TensorRT proper on the device itself"
+            )
+        if capability < least:
             raise BuildError(
                 f"--sm {sm} has no {manifest.precision}, which begins with {least[0]}.{least[1]}; "
                 "export another precision"

@@ -31,7 +31,7 @@ def run(options: ExportOptions) -> None:
     from mythos_export.lints import LintFailed
     from mythos_export.model_choice import resolve_model
     from mythos_export.pipeline import ExportRequest, ParityFailed, export
-    from mythos_export.requests import check_target, default_name, quantize_options
+    from mythos_export.requests import check_target, default_name, oldest_runtime, quantize_options
     from mythos_export.text_files import read_text_files
 
     checkpoint = options.checkpoint
@@ -63,6 +63,7 @@ def run(options: ExportOptions) -> None:
         opset=opset,
         tokenizer=text.tokenizer,
         text=text.record,
+        runtime=oldest_runtime(options.minimum_runtime, options.target, options.precision),
         quantize=quantize,
         force=options.force,
         command=("mythos-export", *map(without_folders, sys.argv[1:])),

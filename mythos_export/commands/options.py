@@ -54,6 +54,10 @@ class ExportOptions:
         str,
         typer.Option(help="Around every prompt: auto (tokenizer_config.json's, else none), none, bos, tokenizer."),
     ] = "auto"
+    minimum_runtime: Annotated[
+        Optional[str],
+        typer.Option(help="The oldest ONNX Runtime to run on, such as 1.22 (onnxruntime, quantized)."),
+    ] = None
     recipe: Annotated[Optional[Path], typer.Option(help="A recipe.json of an earlier calibration.")] = None
     keep: Annotated[
         Optional[str],

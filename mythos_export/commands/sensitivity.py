@@ -12,10 +12,10 @@ from calibration.sensitivity import Sensitivity, measure_sensitivity
 from engines.onnxruntime import OnnxRuntimeEngine
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.commands.output import print_json
+from mythos_export.errors import RequestError
 from mythos_export.parity.source import load_graph, recipe_of, source_of_bundle
 from mythos_export.progress import Reporter
 from mythos_export.quantization import QUANTIZED, Choices, Quantization
-from mythos_export.requests import RequestError
 from mythos_export.targets import TARGETS, quantization_of, settled
 from reference_model.config import MythosConfig
 
@@ -32,7 +32,7 @@ def run(
     config, source = source_of_bundle(bundle, checkpoint)
     quantization = _quantization(bundle, precision, config)
     tokenizer = bundle.file("tokenizer.json") if "tokenizer.json" in bundle.manifest.files else None
-    samples = samples_for(calibration_data, config, tokenizer)
+    samples = samples_for(calibration_data, config, tokenizer, bundle.manifest.text)
     recipe, choices = _ranges(bundle, quantization, config, samples, report)
     found = measure_sensitivity(quantization, choices, recipe, config, source, samples, report)
     print_json(found.model_dump()) if json else print(render(found))

@@ -1,7 +1,9 @@
 """What quantising costs: a bundle against the model in full precision, each running freely.
 
 Not a question of right or wrong, as the comparison with an equally rounded PyTorch is: it is what a user
-pays, per loop count and per depth. Only a model that has lost more than it kept is refused.
+pays, per loop count and per depth. Only a model that has lost more than it kept is refused. All measures are of
+probabilities, or of logits less what all of a position share: an offset of all logits changes nothing and counts for
+nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ from mythos_export.parity.compare import measure_logits
 from mythos_export.parity.exported import ExportedRun
 from mythos_export.parity.reference import ReferenceRun
 
-__all__ = ["DepthLoss", "Loss", "loss_failures", "measure_loss", "render_loss"]
+__all__ = ["DepthLoss", "Loss", "loss_failures", "loss_warnings", "measure_loss", "render_loss"]
 
-_TOO_MUCH = 1.0  # relative error of a model that answers nothing at all
+# A model is refused where the next token's distribution is that of another model, and pointed out where a user will
+# notice. Top-1 of tokens that are nearly tied changes with no harm, so it counts only where the distribution has moved.
+REFUSED_KL, WARNED_KL = 1.0, 0.1  # nats, mean over the positions of a prompt
+REFUSED_TOP1, REFUSED_TOP1_KL = 0.25, 0.5  # share of positions whose best token stays, and from which KL on it counts
+WARNED_TOP1, WARNED_TOP1_KL = 0.9, 0.05
+ANSWERS_NOTHING, NOTHING_TOP1 = 1.0, 0.5  # relative error of logits that are all equal, and what then is left
 
 
 class DepthLoss(BaseModel):
@@ -32,7 +39,7 @@ class Loss(BaseModel):
     """One prompt at one loop count."""
 
     loops: int
-    relative_error: float  # of the logits: norm of the difference over the norm
+    relative_error: float  # of the logits less their mean: norm of the difference over the norm
     error_over_range: float
     cosine: float
     kl: float  # nats
@@ -64,11 +71,40 @@ def measure_loss(case: Case, original: ReferenceRun, run: ExportedRun, probed: E
 def loss_failures(losses: list[Loss]) -> list[str]:
     """What is not worth shipping."""
     return [
-        f"at {loss.loops} loops the logits' error is {loss.relative_error:.2f} of the logits themselves: "
-        "quantised, the model is no better than one that answers nothing; try --keep auto, or more calibration data"
+        f"{_shown(loss)}: quantized, this is another model; try --keep auto, more calibration data or another precision"
         for loss in losses
-        if not loss.relative_error < _TOO_MUCH
+        if _is_ruined(loss)
     ]
+
+
+def loss_warnings(losses: list[Loss]) -> list[str]:
+    """What a user will notice; the worst loop count stands for all."""
+    noticed = [
+        loss
+        for loss in losses
+        if not _is_ruined(loss)
+        and (loss.kl >= WARNED_KL or (loss.top1_agreement < WARNED_TOP1 and loss.kl >= WARNED_TOP1_KL))
+    ]
+    if not noticed:
+        return []
+    worst = max(noticed, key=lambda loss: loss.kl)
+    return [f"warning: {_shown(worst)}: quantizing costs much here; --keep auto leaves in float what costs most"]
+
+
+def _is_ruined(loss: Loss) -> bool:
+    """Whether any measure says so; one that is not a number does."""
+    return (
+        not loss.kl < REFUSED_KL
+        or (loss.top1_agreement < REFUSED_TOP1 and loss.kl >= REFUSED_TOP1_KL)
+        or (loss.top1_agreement < NOTHING_TOP1 and not loss.relative_error < ANSWERS_NOTHING)
+    )
+
+
+def _shown(loss: Loss) -> str:
+    return (
+        f"at {loss.loops} loops the next token's distribution differs by {loss.kl:.2g} nats from the original's, and "
+        f"the best token stays in {loss.top1_agreement:.0%} of the positions"
+    )
 
 
 def render_loss(losses: list[Loss]) -> list[str]:
@@ -88,6 +124,7 @@ def render_loss(losses: list[Loss]) -> list[str]:
         *rows,
         f"at {deepest.loops} loops: depth, hidden |error| / |fp32|, router agreement",
         *(f"  {depth.depth:>3}  {depth.hidden_error:7.2%}  {depth.router_agreement:7.2%}" for depth in deepest.depths),
+        *loss_warnings(losses),
     ]
 
 

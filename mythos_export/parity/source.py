@@ -14,6 +14,7 @@ from engines.errors import one_line
 from mythos_export.bundle import Bundle, BundleError
 from mythos_export.linears import layer_names
 from mythos_export.loops import LoopsError, parse_loops
+from mythos_export.minimum_runtime import OLDEST, read_version
 from mythos_export.parity.cases import default_loops
 from mythos_export.quantization import QUANTIZED, Choices
 from mythos_export.targets import TARGETS
@@ -130,7 +131,8 @@ def choices_of(bundle: Bundle, config: MythosConfig) -> Choices:
         if recipe is None:
             raise BundleError(f"{bundle.path}: quantised activations but no {RECIPE}; export it again")
         limits = recipe.limits(record.ranges)
-    return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)))
+    needed = read_version(bundle.manifest.minimum_runtime) if bundle.manifest.minimum_runtime is not None else OLDEST
+    return Choices(limits, frozenset(record.kept) & frozenset(layer_names(config)), needed)
 
 
 def loop_counts(bundle: Bundle, config: MythosConfig, text: str | None) -> list[int]:

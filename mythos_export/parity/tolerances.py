@@ -8,7 +8,8 @@ round one of them to different sides, and that one step is far larger than any o
 median is held to much less than the worst.
 
 Errors are shares of the range (max - min) of the reference's values. Router and halting margins say
-how near a tie must be for a flip to be rounding: a flip by more is a failure.
+how near a tie must be for a flip to be rounding: a flip by more is a failure, unless such a near-tie before it in its
+sequence has sent a token to other experts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TOLERANCES = {
     "fp32": Tolerance(typical=3e-5, logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),
     "fp16": Tolerance(typical=3e-3, logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
     "bf16": Tolerance(typical=3e-3, logits=3e-3, hidden=3e-3, near_tie=1e-2, top1_margin=6e-3),
-    "bf16 products": Tolerance(typical=2.4e-2, logits=2.4e-2, hidden=2.4e-2, near_tie=2e-1, top1_margin=4.8e-2),
+    "bf16 products": Tolerance(typical=2.4e-2, logits=2.4e-2, hidden=2.4e-2, near_tie=8e-2, top1_margin=4.8e-2),
     "int8": Tolerance(typical=5e-3, logits=1e-1, hidden=5e-2, near_tie=5e-2, top1_margin=2e-1),
     "fp8": Tolerance(typical=5e-3, logits=1e-1, hidden=5e-2, near_tie=5e-2, top1_margin=2e-1),
     "int4": Tolerance(typical=3e-5, logits=1e-4, hidden=1e-4, near_tie=1e-4, top1_margin=2e-4),

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
-__all__ = ["LEAST_CAPABILITY", "Device", "DeviceError", "Rates", "find_device", "kernels", "known_devices", "rate_of"]
+from mythos_export.capabilities import LEAST_CAPABILITY
+
+__all__ = ["Device", "DeviceError", "Rates", "find_device", "kernels", "known_devices", "rate_of"]
 
 _FILE = Path(__file__).with_name("devices.json")
 _MAX_BYTES = 1 << 16
-# What a GPU must be able to do at least; below it there are no kernels.
-LEAST_CAPABILITY = {"fp8": (8, 9), "int4": (8, 0), "bf16": (8, 0)}
 # ONNX Runtime has kernels for these; the rest it computes in fp32, after dequantising. bf16 of `portable` is a way to
 # store weights: its graph itself multiplies in fp32.
 _ONNX_RUNTIME = {

@@ -70,7 +70,7 @@ def model_of(stored: Stored, device: Device | None = None) -> Model:
     kept = settled(Choices(keep=stored.kept), target, config, precision).keep if precision in QUANTIZED else frozenset()
     depth = max(stored.depths, default=None)
     held = held_tensors(stored.tensors, target, None if device is None else device.kind, depth)
-    dense = formulation(config, target, precision, stored.kept).dense
+    dense = formulation(config, target, precision, Choices(keep=stored.kept)).dense
     return Model(
         config=config,
         tensors=held.tensors,

@@ -45,6 +45,7 @@ _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 _UNTRANSPOSED = ("recurrent.lora.B", "recurrent.lora.scale.weight")  # read as they are, not as a linear layer
 _HEAD = "head"
 _SCALE = ".scale"  # of numbers; the depth LoRA's own scale ends in .weight
+_NONE = Choices()
 _FLOATS = frozenset({"float32", *_HALF.values()})
 
 
@@ -56,9 +57,9 @@ class Formulation:
     fused: bool  # one kernel over stacks of all experts
 
 
-def formulation(config: MythosConfig, target: str, precision: str, keep: frozenset[str] = frozenset()) -> Formulation:
+def formulation(config: MythosConfig, target: str, precision: str, choices: Choices = _NONE) -> Formulation:
     """What the target's own list of passes says."""
-    choices = settled(Choices(keep=keep), target, config, precision)
+    choices = settled(choices, target, config, precision)
     lowerings = TARGETS[target].lowerings(config, precision, choices)
     return Formulation(
         dense=any(isinstance(each, passes.LowerMoEDense) for each in lowerings),
@@ -66,22 +67,21 @@ def formulation(config: MythosConfig, target: str, precision: str, keep: frozens
     )
 
 
-def stored_tensors(
-    config: MythosConfig, target: str, precision: str, keep: frozenset[str] = frozenset()
-) -> list[StoredTensor]:
+def stored_tensors(config: MythosConfig, target: str, precision: str, choices: Choices = _NONE) -> list[StoredTensor]:
     """Every parameter in the data file of such a bundle, in the order of the file; all its graphs share them.
 
     An export writes them in this order, so that the size of the file can be told before.
 
     Args:
-        keep: layers that stay in float besides those that the target leaves there anyway.
+        choices: layers that stay in float besides those that the target leaves there anyway, and how old a runtime may
+            be; ranges make no difference.
 
     Raises:
         KeyError: the target does not have that precision.
     """
     quantization = quantization_of(target, precision, config) if precision in QUANTIZED else None
-    kept = settled(Choices(keep=keep), target, config, precision).keep
-    stacked = formulation(config, target, precision, keep).fused
+    kept = settled(choices, target, config, precision).keep
+    stacked = formulation(config, target, precision, choices).fused
     store = _Store(quantization, kept, _HALF.get(precision, "float32"))
     found: list[StoredTensor] = []
     for name, shape in parameter_shapes(config).items():

@@ -55,6 +55,7 @@ def choices_for(config: MythosConfig, bundle: Bundle) -> Choose:
             config,
             SeededWeights(config, 0),
             None,
+            None,
             float_bundle if calibrates else pytest.fail,
             Reporter(quiet=True),
         )

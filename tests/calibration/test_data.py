@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import calibration.data
 from calibration.data import Samples, default_samples, read_samples
 from calibration.errors import CalibrationError
+from mythos_export.bundle import TextRecord
 from reference_model.nano import TOKENIZER, task
 
 VOCAB, MAX_SEQ_LEN = 97, 16
@@ -737,3 +738,19 @@ def utf8_bytes() -> str:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     return str(made.to_str())
+
+
+def test_special_tokens_around_a_text_are_those_of_the_bundle(write: Callable[..., Path]) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "loop": 1, "the": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    file, text = write("tokenizer.json", tokenizer.to_str()), write("a.txt", "loop the loop")
+
+    def ids(record: TextRecord | None) -> list[int]:
+        samples = read_samples(text, vocab_size=VOCAB, max_seq_len=99, tokenizer=file, text=record)
+        return samples.sequences[0].tolist()
+
+    assert ids(None) == [3, 1, 2, 1]
+    assert ids(TextRecord(special_tokens="none", prefix=[], suffix=[], end=[])) == [1, 2, 1]
+    assert ids(TextRecord(special_tokens="config", prefix=[3], suffix=[4], end=[])) == [3, 1, 2, 1, 4]

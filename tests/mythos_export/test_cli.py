@@ -29,6 +29,7 @@ TYPED = {
     "calibration_loops": 5,
     "ranges": "auto",
     "special_tokens": "none",
+    "minimum_runtime": "1.22",
     "recipe": Path("r.json"),
     "keep": "coda.*",
     "opset": 22,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mythos_export.model_choice import ModelChoice, RequestError, resolve_model
+from mythos_export.errors import RequestError
+from mythos_export.model_choice import ModelChoice, resolve_model
 from reference_model.checkpoint import SeededWeights
 from reference_model.config import ConfigError, MythosConfig
 

@@ -24,6 +24,7 @@ from mythos_export.parity.cases import cases_for
 from mythos_export.parity.exported import run_graph
 from mythos_export.parity.probe import PROBES, add_probes
 from mythos_export.parity.reference import run_reference
+from mythos_export.parity.run import prove
 from mythos_export.quantization import QUANTIZED, ROUTED_EXPERTS, Choices, Quantization
 from mythos_export.quantized_weights import HEAD
 from mythos_export.signature import cache_parts
@@ -195,7 +196,7 @@ def test_absorbed_layers_stay_float_with_a_reason(config: MythosConfig, precisio
 
 def test_fp32_is_that_of_the_portable_target(config: MythosConfig) -> None:
     ours, portable = TARGETS["onnxruntime"], TARGETS["portable"]
-    assert not ours.session and "fp32" not in ours.minimum_runtime
+    assert not ours.session
     assert not ours.float_layers(config, "fp32")
     for passes in (
         lambda target: target.lowerings(config, "fp32", Choices()),
@@ -253,6 +254,18 @@ def test_the_checker_and_the_gates_pass_it(original: Bundle, config: MythosConfi
     assert TARGETS["onnxruntime"].float_layers(config, precision).items() <= record.kept.items()
     assert record.ranges is None and "recipe.json" not in original.manifest.files
     assert original.manifest.minimum_runtime == "1.31" and not original.manifest.session
+
+
+def test_experts_of_an_older_runtime_are_layers_like_others(
+    config: MythosConfig, precision: str, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle(
+        config, source=eventful_weights(config), target="onnxruntime", precision=precision, runtime=(1, 22), prove=prove
+    )
+    record = bundle.manifest.quantization
+    assert bundle.manifest.parity is not None and bundle.manifest.parity.passed
+    assert bundle.manifest.minimum_runtime is None
+    assert record is not None and set(record.kernels) == {"MatMulNBits"}
 
 
 Edit = Callable[[dict[str, onnx.NodeProto], Path], None]

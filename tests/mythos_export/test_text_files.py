@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from mythos_export.model_choice import RequestError
+from mythos_export.errors import RequestError
 from mythos_export.text_files import NO_TEXT, TextFiles, read_text_files
 
 VOCAB = 16

@@ -170,11 +170,16 @@ def test_a_portable_bundle_is_not_built(tiny_bundle: Path, library: Library) -> 
         check_request(Bundle.open(tiny_bundle), library, ["8.9"])
 
 
-@pytest.mark.parametrize(("precision", "sm"), [("fp8", "8.6"), ("int4", "7.5"), ("bf16", "7.5")])
+@pytest.mark.parametrize(("precision", "sm"), [("fp8", "8.6")])
 def test_precisions_that_an_architecture_lacks(precision: str, sm: str, fp16: Bundle, library: Library) -> None:
     manifest: Manifest = fp16.manifest.model_copy(update={"precision": precision})
     with pytest.raises(BuildError, match=f"--sm {sm} has no {precision}"):
         check_request(Bundle(fp16.path, manifest), library, [sm])
+
+
+def test_an_architecture_that_no_graph_compiles_for(fp16: Bundle, library: Library) -> None:
+    with pytest.raises(BuildError, match=r"--sm 7\.5: .* has no fp32 products there.*from 8\.0 on"):
+        check_request(fp16, library, ["7.5"])
 
 
 def test_it_needs_neither_torch_nor_onnx(fp16: Bundle, tmp_path: Path) -> None:

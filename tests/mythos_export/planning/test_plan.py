@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mythos_export.building import build
+from mythos_export.capabilities import LEAST_CAPABILITY
 from mythos_export.planning.devices import (
-    LEAST_CAPABILITY,
     Device,
     DeviceError,
     Rates,
@@ -148,7 +148,7 @@ class TestDevices:
             assert clock is not None and rates.fp32 == 2e6 * int(clock[1]) * int(clock[2]), device.label
 
     def test_limits_are_those_of_build(self) -> None:
-        assert build._LEAST_SM == LEAST_CAPABILITY
+        assert build.LEAST_CAPABILITY is LEAST_CAPABILITY
 
     @pytest.mark.parametrize(
         ("device", "target", "precision", "able"),

@@ -49,7 +49,7 @@ def of_graph(config: MythosConfig, target: str, precision: str, keep: tuple[str,
 
 
 def of_plan(config: MythosConfig, target: str, precision: str, keep: tuple[str, ...] = ()) -> Shapes:
-    tensors = stored_tensors(config, target, precision, frozenset(kept_layers(config, keep)))
+    tensors = stored_tensors(config, target, precision, Choices(keep=frozenset(kept_layers(config, keep))))
     assert len({tensor.name for tensor in tensors}) == len(tensors)
     return {tensor.name: (tensor.shape, tensor.dtype) for tensor in tensors}
 
@@ -155,7 +155,7 @@ class TestAgainstFiles:
         bundle = make_bundle(mla_config, precision="int8", quantize=QuantizeOptions(keep=("coda.1.*",)))
         keep = frozenset(kept_layers(mla_config, ["coda.1.*"]))
         assert bundle.manifest.files[DATA_FILE].size == total_bytes(
-            stored_tensors(mla_config, "portable", "int8", keep)
+            stored_tensors(mla_config, "portable", "int8", Choices(keep=keep))
         )
 
     def test_a_dry_run_says_the_same(self, mla_config: MythosConfig, tmp_path) -> None:  # type: ignore[no-untyped-def]
