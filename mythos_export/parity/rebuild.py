@@ -65,11 +65,15 @@ def _without_weights(model: ir.Model) -> ir.Model:
 
 
 def _lines(graph: ir.Graph) -> Iterator[str]:
-    """A graph and all graphs within it, one line per input, output, initialiser and node."""
+    """A graph and all graphs within it, one line per input, output, node, and initializer that a node reads.
+
+    Others compute nothing, and graphs of earlier releases had some.
+    """
     yield f"inputs {[_typed(value) for value in graph.inputs]}"
     yield f"outputs {[_typed(value) for value in graph.outputs]}"
     for name, value in sorted(graph.initializers.items()):
-        yield f"initializer {name} {_tensor(value.const_value)}"
+        if value.uses():
+            yield f"initializer {name} {_tensor(value.const_value)}"
     for node in graph:
         inputs = [value.name if value is not None else "" for value in node.inputs]
         outputs = [value.name for value in node.outputs]

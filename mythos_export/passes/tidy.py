@@ -9,18 +9,22 @@ __all__ = ["Tidy"]
 
 
 class Tidy(ir.passes.InPlacePass):
-    """Ensures that no `mythos::` node survives and that no name is used twice, in any nested graph."""
+    """Ensures of every graph, nested ones too: no `mythos::` node, no name used twice, no initializer without a use.
+
+    ONNX Runtime prints a warning for each of the last, of which `Hoist` leaves some in the body.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         for clean in (IdentityEliminationPass(), RemoveUnusedNodesPass()):
             clean(model)
-        for name, value in list(model.graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output():
-                model.graph.initializers.pop(name)
+        for graph, value in _unused(model):
+            graph.initializers.pop(str(value.name))
         RemoveUnusedOpsetsPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
+        for _, value in _unused(model):
+            raise ir.passes.PostconditionError(f"Tidy: nothing uses {value.name}")
         seen: set[str] = set()
         for node in model.graph.all_nodes():
             if node.domain == "mythos":
@@ -29,3 +33,13 @@ class Tidy(ir.passes.InPlacePass):
                 if value.name in seen:
                     raise ir.passes.PostconditionError(f"Tidy: two values are called {value.name}")
                 seen.add(str(value.name))
+
+
+def _unused(model: ir.Model) -> list[tuple[ir.Graph, ir.Value]]:
+    """Initializers that no node reads, with their graphs."""
+    return [
+        (graph, value)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if not value.uses() and not value.is_graph_output()
+    ]
