@@ -50,6 +50,9 @@ def serve(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     def start(*arguments: str | Path, wait: bool = True) -> Served:
         folder = tmp_path_factory.mktemp("serve")
         (folder / "tmp").mkdir()
+        (folder / "work").mkdir()
+        for name in ("engines.py", "mythos_export.py"):  # of the user's own, and not to be run
+            (folder / "work" / name).write_text("raise SystemExit('the wrong code ran')")
         ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
         with (folder / "stderr").open("w") as errors:
             process = subprocess.Popen(
@@ -58,6 +61,7 @@ def serve(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 stderr=errors,
                 text=True,
                 env={**os.environ, "TMPDIR": str(folder / "tmp")},
+                cwd=folder / "work",
             )
         started.append(Served(process, folder / "tmp", folder / "stderr"))
         if wait:

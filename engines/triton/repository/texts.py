@@ -20,11 +20,13 @@ NEEDED = "{version}"
 
 try:
     from mythos_export import __version__ as found
+    from mythos_export.installation import check_installation
 except ImportError as error:
     raise ImportError(f"needs mythos-export {{NEEDED}}; run: pip install -r {{REQUIREMENTS}}") from error
 if found != NEEDED:
     raise ImportError(f"needs mythos-export {{NEEDED}}, and this is {{found}}; run: pip install -r {{REQUIREMENTS}}")
 
+check_installation(["engines"])
 from engines.triton.backend.{module} import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]

@@ -214,6 +214,7 @@ class TritonServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(found, self._scratch),
+            cwd=self._scratch,  # the models' Python looks for packages there first
             start_new_session=True,  # Ctrl-C is for us alone
         )
         self._reader = threading.Thread(target=self._read_log, args=(log_verbose, on_line), daemon=True)

@@ -515,6 +515,20 @@ def test_a_server_without_the_right_release_is_told_where_to_look(
     assert ran.stderr.splitlines()[-1] == f"ImportError: {said}; run: pip install -r {folder / 'requirements.txt'}"
 
 
+def test_a_server_started_among_files_of_our_names_says_so(toy: MakeToy, tmp_path: Path) -> None:
+    model = written(toy(), tmp_path / "repo").path / "m" / "1" / "model.py"
+    (tmp_path / "engines.py").write_text("print('the wrong code ran')")
+    ran = subprocess.run(
+        [sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1])", str(model)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
+    )
+    assert ran.stdout == ""
+    assert f"{tmp_path / 'engines.py'} hides mythos-export's own package engines" in ran.stderr.splitlines()[-1]
+
+
 def test_the_record_reads_as_json(toy: MakeToy, tmp_path: Path) -> None:
     repository = written(toy(), tmp_path / "repo").path
     (entry,) = json.loads((repository / RECORD).read_text())["entries"]
