@@ -7,8 +7,8 @@
 It drives the command line of whatever `mythos_export` is imported, so that one copy of this file works on older and
 newer commits. A data file is hashed byte by byte. A graph is hashed by its structure: a value is what computes it
 (operator, attributes, inputs) or, of an input or a parameter, its name; names of nodes and of computed values, and the
-order of nodes that do not depend on each other, do not count. How many nodes there are of each operator does, and so
-does where in the data file a parameter lies.
+order of nodes that do not depend on each other, do not count, nor do initializers that no node reads. How many nodes
+there are of each operator does, and so does where in the data file a parameter lies.
 """
 
 from __future__ import annotations
@@ -178,8 +178,19 @@ def _structure(graph: onnx.GraphProto, outer: Mapping[str, str], depth: str) -> 
         [value.name if not depth else "", _digest(value.type.SerializeToString(deterministic=True)), values[value.name]]
         for value in graph.output
     ]
-    parameters = sorted(values[tensor.name] for tensor in graph.initializer)
+    used = set(_read(graph)) | {value.name for value in graph.output}
+    parameters = sorted(values[tensor.name] for tensor in graph.initializer if tensor.name in used)
     return [inputs, outputs, parameters, sorted(counts.items())]
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that nodes read, here and in graphs within this one."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _read(attribute.g)
+                yield from (value.name for value in attribute.g.output)
 
 
 def _tensor(tensor: onnx.TensorProto) -> str:
