@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from engines.errors import one_line
 from engines.text import load_tokenizer
 from mythos_export.bundle import TextRecord
 from mythos_export.errors import RequestError
+from mythos_export.records.files import strict_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,7 +88,7 @@ class _Folder:
         try:
             if file.stat().st_size > _MAX_BYTES:
                 raise RequestError(f"{file}: larger than 16 MiB; repair or remove it")
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = strict_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise RequestError(f"{file}: cannot be read ({error.strerror})") from error
         except RequestError:

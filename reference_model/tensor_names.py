@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-__all__ = ["CONTAINERS", "NameClash", "Renamed", "without_wrappers"]
+__all__ = ["CONTAINERS", "NameClash", "Renamed", "nearly", "without_wrappers"]
 
 # Parts of a name that a wrapper inserts at the module it wraps, be it the whole model or one layer of it.
 _INSERTED = {
@@ -18,14 +18,10 @@ _INSERTED = {
 # What a class that holds the model as an attribute puts before every name.
 _LEADING = {"model": "Lightning or Hugging Face"}
 # Numbers that a wrapper saves beside the weights.
-_BESIDE = {"n_averaged": "an averaged model"}
-# Keys of a training dictionary under which the model's own state dict lies, and who writes them.
-CONTAINERS = {
-    "model": "open-mythos and most training scripts",
-    "state_dict": "Lightning",
-    "model_state_dict": "PyTorch's tutorials",
-    "module": "DeepSpeed",
-}
+_BESIDE = frozenset({"n_averaged"})
+# Keys of a training dictionary under which the model's own state dict lies: those of open-mythos and most training
+# scripts, of Lightning, of PyTorch's tutorials, of DeepSpeed.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 
 
 class NameClash(ValueError):
@@ -49,7 +45,7 @@ def without_wrappers(stored: Collection[str]) -> Renamed:
     names: dict[str, str] = {}
     for key in stored:
         name, parts = _without_inserted(key)
-        removed |= dict.fromkeys(parts)
+        removed |= dict.fromkeys(f"{part} ({_INSERTED[part]})" for part in parts)
         if name in names:
             raise NameClash(f"{key[:160]} and {names[name][:160]} are both {name[:160]}")
         names[name] = key
@@ -57,9 +53,10 @@ def without_wrappers(stored: Collection[str]) -> Renamed:
         rest = [name for name in names if name not in _BESIDE]
         while rest and all(name.startswith(f"{prefix}.") for name in rest):
             names = {name.removeprefix(f"{prefix}."): key for name, key in names.items()}
-            removed[prefix] = None
+            removed[f"{prefix} ({_LEADING[prefix]})"] = None
             rest = [name for name in names if name not in _BESIDE]
-    if "module" in removed:  # an averaged model keeps its weights under that name, and a count beside them
+    # An averaged model keeps its weights under `module`, and a count beside them.
+    if any("module" in key.split(".") for key in stored):
         names = {name: key for name, key in names.items() if name not in _BESIDE}
     return Renamed(names, tuple(removed))
 

@@ -92,6 +92,7 @@ class TestEnds:
             ({"tokenizer_config": {"eos_token": "<gone>"}}, "eos_token is '<gone>', which tokenizer.json lacks"),
             ({"tokenizer_config": {"eos_token": 7}}, "eos_token is '7'"),
             ({"tokenizer_config": "{"}, "tokenizer_config.json: not valid JSON"),
+            ({"generation_config": '{"eos_token_id": 1, "eos_token_id": 2}'}, "generation_config.json: not valid JSON"),
             ({"generation_config": "[" * 100_000}, "generation_config.json: not valid JSON"),
             ({"special_tokens_map": "[]"}, "not a JSON object"),
         ],

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference_model.open_mythos.config import ConfigError, MythosConfig, config_for_scale
@@ -55,6 +55,7 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
         MythosConfig.from_file(file)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text of a fresh checkout takes a second
 @given(
     st.dictionaries(
         st.sampled_from(["dim", "n_heads", "dropout", "attn_type", "x"]),
